@@ -1,0 +1,27 @@
+//! Who gets a broadcast, and how it reaches them.
+//!
+//! socketioxide asks an adapter for everything that concerns more than one socket. This one keeps
+//! to the promise that an accepted event reaches every connected recipient, *or* that recipient is
+//! closed for a reason that is counted: socketioxide's own broadcast puts a packet into each
+//! recipient's bounded queue and, where a queue is full, reports an error without saying whose. The
+//! packet is gone and the client stays connected. Here every recipient is served by itself, so that
+//! a full queue has a name ([`Lagging`]).
+//!
+//! # How it works
+//!
+//! One [`ClusterAdapter`] exists for each namespace; socketioxide makes them. [`Cluster`] is what
+//! they share, and where the gateway finds them by path, to hand over packets whose arguments are
+//! still the JSON text that came in: socketioxide's own `emit` would print them anew.
+//!
+//! A broadcast is delivered in the order in which it is asked for, by the task that asks. It yields
+//! every [`DELIVERIES_PER_TURN`] recipients, so that the tasks which write to the recipients' sockets
+//! get their turn and queues stay short while the processor is the bottleneck.
+//!
+//! # What is missing
+//!
+//! Other nodes: everything here is local. The bus, and with it the bytes between nodes, goes
+//! between [`Namespace::broadcast`] and `ClusterAdapter::deliver`, behind a module of its own.
+
+mod adapter;
+
+pub use adapter::{Cluster, ClusterAdapter, DELIVERIES_PER_TURN, Delivered, Lagging, Namespace};

@@ -1,0 +1,207 @@
+//! How a metric is declared: the macros, and the families that resolve label children at the start.
+
+use std::marker::PhantomData;
+
+use prometheus::{Error, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+/// One or more labels whose values are all known when the program is compiled.
+pub trait Label: Copy + 'static {
+    /// The label names, in the order of [`Label::values`].
+    const NAMES: &'static [&'static str];
+
+    /// Every combination there is; the position of each is its [`Label::index`].
+    fn all() -> Vec<Self>;
+
+    /// Where this one stands in [`Label::all`].
+    fn index(self) -> usize;
+
+    /// The label values of this one.
+    fn values(self) -> Vec<&'static str>;
+}
+
+impl<A: Label, B: Label> Label for (A, B) {
+    // Two names at most are needed so far; a const cannot concatenate slices of other consts.
+    const NAMES: &'static [&'static str] = &[A::NAMES[0], B::NAMES[0]];
+
+    fn all() -> Vec<Self> {
+        let pairs = |a| B::all().into_iter().map(move |b| (a, b));
+        A::all().into_iter().flat_map(pairs).collect()
+    }
+
+    fn index(self) -> usize {
+        self.0.index() * B::all().len() + self.1.index()
+    }
+
+    fn values(self) -> Vec<&'static str> {
+        [self.0.values(), self.1.values()].concat()
+    }
+}
+
+/// Declares an enum of label values.
+macro_rules! label {
+    ($(#[$meta:meta])* $label:literal $Name:ident { $($(#[$doc:meta])+ $Variant:ident = $value:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $Name { $($(#[$doc])+ $Variant,)+ }
+
+        impl $Name {
+            /// The value as it stands in the label, and wherever else it is shown.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$Variant => $value,)+ }
+            }
+        }
+
+        impl $crate::declare::Label for $Name {
+            const NAMES: &'static [&'static str] = &[$label];
+
+            fn all() -> Vec<Self> {
+                vec![$(Self::$Variant,)+]
+            }
+
+            fn index(self) -> usize {
+                self as usize
+            }
+
+            fn values(self) -> Vec<&'static str> {
+                vec![self.as_str()]
+            }
+        }
+    };
+}
+pub(crate) use label;
+
+/// Declares the metrics of a subsystem: a field's name after the prefix is the metric's name, its
+/// doc comment the help text.
+macro_rules! subsystem {
+    ($(#[$meta:meta])* $prefix:literal $Name:ident { $($(#[doc = $help:literal])+ $field:ident: $Type:ty,)+ }) => {
+        $(#[$meta])*
+        pub struct $Name { $($(#[doc = $help])+ pub $field: $Type,)+ }
+
+        impl $Name {
+            /// Registers every metric of the subsystem; fails when one is there already.
+            pub fn register(registry: &prometheus::Registry) -> Result<Self, prometheus::Error> {
+                Ok(Self {$(
+                    $field: $crate::declare::Metric::register(
+                        registry,
+                        concat!($prefix, stringify!($field)),
+                        concat!($($help),+).trim(),
+                    )?,
+                )+})
+            }
+        }
+    };
+}
+pub(crate) use subsystem;
+
+/// What the `subsystem` macro can make a field of.
+pub(crate) trait Metric: Sized {
+    fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error>;
+}
+
+impl Metric for IntCounter {
+    fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
+        let counter = IntCounter::new(name, help)?;
+        registry.register(Box::new(counter.clone()))?;
+        Ok(counter)
+    }
+}
+
+impl Metric for IntGauge {
+    fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
+        let gauge = IntGauge::new(name, help)?;
+        registry.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
+    }
+}
+
+/// A counter for each value of a label.
+pub struct Counters<L> {
+    children: Vec<IntCounter>,
+    label: PhantomData<L>,
+}
+
+impl<L: Label> Counters<L> {
+    /// The counter of one value.
+    pub fn of(&self, label: L) -> &IntCounter {
+        &self.children[label.index()]
+    }
+}
+
+impl<L: Label> Metric for Counters<L> {
+    fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
+        let family = IntCounterVec::new(Opts::new(name, help), L::NAMES)?;
+        registry.register(Box::new(family.clone()))?;
+        let child = |label: L| family.get_metric_with_label_values(&label.values());
+        Ok(Self {
+            children: L::all().into_iter().map(child).collect::<Result<_, _>>()?,
+            label: PhantomData,
+        })
+    }
+}
+
+/// A gauge for each value of a label.
+pub struct Gauges<L> {
+    children: Vec<IntGauge>,
+    label: PhantomData<L>,
+}
+
+impl<L: Label> Gauges<L> {
+    /// The gauge of one value.
+    pub fn of(&self, label: L) -> &IntGauge {
+        &self.children[label.index()]
+    }
+}
+
+impl<L: Label> Metric for Gauges<L> {
+    fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
+        let family = IntGaugeVec::new(Opts::new(name, help), L::NAMES)?;
+        registry.register(Box::new(family.clone()))?;
+        let child = |label: L| family.get_metric_with_label_values(&label.values());
+        Ok(Self {
+            children: L::all().into_iter().map(child).collect::<Result<_, _>>()?,
+            label: PhantomData,
+        })
+    }
+}
+
+/// Counters by namespace and event rule, whose names come from the configuration, and by outcome.
+pub struct EventFamily<L> {
+    family: IntCounterVec,
+    label: PhantomData<L>,
+}
+
+impl<L: Label> EventFamily<L> {
+    /// The counters of one rule; call it once for each when the rules are read.
+    pub fn rule(&self, namespace: &str, event: &str) -> Result<EventCounters<L>, Error> {
+        let child = |label: L| {
+            let values = [&[namespace, event][..], &label.values()].concat();
+            self.family.get_metric_with_label_values(&values)
+        };
+        Ok(EventCounters {
+            children: L::all().into_iter().map(child).collect::<Result<_, _>>()?,
+            label: PhantomData,
+        })
+    }
+}
+
+impl<L: Label> Metric for EventFamily<L> {
+    fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
+        let labels = [&["namespace", "event"][..], L::NAMES].concat();
+        let family = IntCounterVec::new(Opts::new(name, help), &labels)?;
+        registry.register(Box::new(family.clone()))?;
+        Ok(Self { family, label: PhantomData })
+    }
+}
+
+/// One event rule's counters, by outcome.
+pub struct EventCounters<L> {
+    children: Vec<IntCounter>,
+    label: PhantomData<L>,
+}
+
+impl<L: Label> EventCounters<L> {
+    /// The counter of one outcome.
+    pub fn of(&self, label: L) -> &IntCounter {
+        &self.children[label.index()]
+    }
+}

@@ -1,0 +1,144 @@
+//! What a node's listener, sessions and events do.
+
+use crate::declare::{Counters, EventFamily, Gauges, label, subsystem};
+use prometheus::{IntCounter, IntGauge};
+
+label! {
+    /// How packets travel between a session and the node.
+    "transport" Transport {
+        /// HTTP long-polling.
+        Polling = "polling",
+        /// WebSocket, from the start or after an upgrade.
+        WebSocket = "websocket",
+    }
+}
+
+label! {
+    /// The Engine.IO protocol of a session.
+    "protocol" Protocol {
+        /// Revision 3: JavaScript clients 1.x and 2.x, Dart clients up to 1.x.
+        Eio3 = "eio3",
+        /// Revision 4: JavaScript clients since 3.0, Dart clients since 2.0.
+        Eio4 = "eio4",
+    }
+}
+
+label! {
+    /// Why a connection or a handshake was turned away.
+    "reason" Refusal {
+        /// As many connections or sessions as the node takes in all.
+        TotalLimit = "total_limit",
+        /// As many as it takes from one address.
+        AddressLimit = "address_limit",
+        /// The node is shutting down.
+        Draining = "draining",
+        /// The page's origin is not allowed.
+        Origin = "origin",
+        /// The head of a request did not arrive in time, or was not HTTP.
+        BadHead = "bad_head",
+        /// The body of a polling request did not arrive in time.
+        BodyTimeout = "body_timeout",
+        /// A Socket.IO request that names no transport, protocol or session of ours.
+        BadRequest = "bad_request",
+    }
+}
+
+label! {
+    /// Why a socket left its namespace.
+    "reason" CloseReason {
+        /// The client closed its transport, or the network did.
+        TransportClose = "transport_close",
+        /// The transport failed.
+        TransportError = "transport_error",
+        /// No answer to a ping in time.
+        PingTimeout = "ping_timeout",
+        /// The client sent what cannot be parsed, or more than it may.
+        ParseError = "parse_error",
+        /// The client left the namespace.
+        ClientDisconnect = "client_namespace_disconnect",
+        /// The node took the socket out of the namespace.
+        ServerDisconnect = "server_namespace_disconnect",
+        /// The client read too slowly and its queue was full.
+        SlowConsumer = "slow_consumer",
+        /// The client took nothing from a full socket for too long.
+        WriteStalled = "write_stalled",
+        /// The node is shutting down.
+        ServerShutdown = "server_shutting_down",
+    }
+}
+
+label! {
+    /// What became of an event that a client sent.
+    "outcome" Outcome {
+        /// Done as its rule says.
+        Ok = "ok",
+        /// No rule, and nobody waiting for an answer.
+        Ignored = "ignored",
+        /// No rule, and the sender was told so.
+        UnknownEvent = "unknown_event",
+        /// Sent more often than its rule allows.
+        RateLimited = "rate_limited",
+        /// Larger than its rule allows.
+        TooLarge = "too_large",
+        /// Arguments that no client could read.
+        Malformed = "malformed",
+        /// The first argument does not name a room.
+        InvalidRoom = "invalid_room",
+        /// The room's name is too long.
+        RoomNameTooLong = "room_name_too_long",
+        /// The socket is in as many rooms as it may be.
+        TooManyRooms = "too_many_rooms",
+        /// Only members may send to the room.
+        NotJoined = "not_joined",
+        /// The node has more to deliver than it may hold.
+        Overloaded = "overloaded",
+    }
+}
+
+label! {
+    /// Why a packet did not get into a recipient's queue.
+    "reason" Undelivered {
+        /// The queue was full: the recipient is being closed.
+        SlowConsumer = "slow_consumer",
+        /// The recipient left in the meantime.
+        Gone = "gone",
+    }
+}
+
+subsystem! {
+    /// The gateway's metrics.
+    "antiphon_gateway_" GatewayMetrics {
+        /// Open TCP connections of the public listener.
+        connections: IntGauge,
+        /// TCP connections accepted by the public listener.
+        connections_accepted_total: IntCounter,
+        /// Failures to accept a connection, such as no descriptors left.
+        accept_errors_total: IntCounter,
+        /// Connections, handshakes and requests turned away.
+        refusals_total: Counters<Refusal>,
+        /// Open Engine.IO sessions; a session is one client, whatever connections it uses.
+        sessions: Gauges<(Transport, Protocol)>,
+        /// Engine.IO sessions opened, by the transport they began with.
+        sessions_opened_total: Counters<(Transport, Protocol)>,
+        /// Sockets connected to a namespace.
+        sockets: IntGauge,
+        /// Sockets that left their namespace.
+        sockets_closed_total: Counters<CloseReason>,
+        /// Bytes read from clients, all of them: HTTP heads, frames and payloads.
+        received_bytes_total: IntCounter,
+        /// Bytes written to clients, all of them.
+        sent_bytes_total: IntCounter,
+        /// Events that clients sent, by rule; `other` has no rule.
+        events_total: EventFamily<Outcome>,
+        /// Packets put into recipients' queues.
+        deliveries_total: IntCounter,
+        /// Packets that did not get into a recipient's queue.
+        undelivered_total: Counters<Undelivered>,
+        /// Events accepted and not yet delivered.
+        stage_events: IntGauge,
+        /// Payload of the events accepted and not yet delivered, in bytes.
+        stage_bytes: IntGauge,
+        /// 1 while the node is shutting down, else 0.
+        draining: IntGauge,
+    }
+}

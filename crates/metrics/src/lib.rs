@@ -1,0 +1,29 @@
+//! What Antiphon measures.
+//!
+//! Every metric is declared once, as a field whose doc comment is its help text, in the struct of
+//! its subsystem ([`gateway`]). A struct is registered into a [`Registry`] that the caller owns:
+//! several nodes in one process keep their figures apart, and nothing is global.
+//!
+//! Labels are Rust enums, so their values are few and known; the one exception is the name of an
+//! event rule, which comes from the node's own configuration and is as bounded as that. Never a
+//! room, a socket, a user or the text of an error. Label children are made when the struct is, so
+//! counting is one atomic addition.
+
+mod declare;
+pub mod gateway;
+
+pub use declare::{Counters, EventCounters, EventFamily, Gauges, Label};
+pub use gateway::GatewayMetrics;
+pub use prometheus::{Error, IntCounter, IntGauge, Registry};
+
+use prometheus::{Encoder, TextEncoder};
+
+/// The registry's figures in the Prometheus text format, version 0.0.4.
+pub fn render(registry: &Registry) -> Result<String, Error> {
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&registry.gather(), &mut text)?;
+    String::from_utf8(text).map_err(|error| Error::Msg(error.to_string()))
+}
+
+/// The content type of [`render`]'s text.
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
