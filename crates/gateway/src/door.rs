@@ -1,0 +1,140 @@
+//! Sockets coming to a namespace and leaving it.
+
+use std::{fmt::Display, future::Future, pin::Pin, sync::Arc};
+
+use antiphon_adapter::Cluster;
+use antiphon_metrics::{
+    GatewayMetrics,
+    gateway::{CloseReason, Protocol, Transport},
+};
+use socketioxide::{
+    handler::{ConnectHandler, DisconnectHandler},
+    socket::{DisconnectReason, Socket},
+};
+use socketioxide_core::Value;
+
+use crate::{
+    events::{Adapter, Direct, Inbox, Rules},
+    sessions::Session,
+    stage::Stage,
+};
+
+/// One namespace's door.
+#[derive(Clone)]
+pub(crate) struct Door(Arc<Inner>);
+
+struct Inner {
+    path: String,
+    rules: Arc<Rules>,
+    cluster: Cluster,
+    stage: Stage,
+    metrics: Arc<GatewayMetrics>,
+}
+
+impl Door {
+    pub(crate) fn new(
+        path: &str,
+        rules: Rules,
+        cluster: Cluster,
+        stage: Stage,
+        metrics: Arc<GatewayMetrics>,
+    ) -> Self {
+        let (path, rules) = (path.to_owned(), Arc::new(rules));
+        Self(Arc::new(Inner { path, rules, cluster, stage, metrics }))
+    }
+
+    /// Readies a socket for the namespace. Before it is in there: a client may send its first event
+    /// as soon as it has its CONNECT packet, and an event without a handler is lost.
+    fn prepare(&self, socket: &Socket<Adapter>) -> Result<(), &'static str> {
+        let door = &*self.0;
+        let session = session(socket).ok_or("no session")?;
+        session.identify(socket.id);
+        let rules = Arc::clone(&door.rules);
+        let stage = door.stage.clone();
+        let inbox = Inbox::new(rules, &door.cluster, &door.path, stage, Arc::clone(&session));
+        socket.on_fallback(inbox.ok_or("no namespace")?);
+        socket.on_disconnect(Presence::new(session, Arc::clone(&door.metrics)));
+        Ok(())
+    }
+}
+
+/// The session that the gate put into the handshake request.
+fn session(socket: &Socket<Adapter>) -> Option<Arc<Session>> {
+    socket.req_parts().extensions.get::<Arc<Session>>().cloned()
+}
+
+type Middleware<'a> =
+    Pin<Box<dyn Future<Output = Result<(), Box<dyn Display + Send>>> + Send + 'a>>;
+
+impl ConnectHandler<Adapter, Direct> for Door {
+    fn call_middleware<'a>(
+        &'a self,
+        socket: Arc<Socket<Adapter>>,
+        _auth: &'a Option<Value>,
+    ) -> Middleware<'a> {
+        let ready = self.prepare(&socket);
+        Box::pin(std::future::ready(ready.map_err(|error| Box::new(error) as _)))
+    }
+
+    fn call(&self, socket: Arc<Socket<Adapter>>, _auth: Option<Value>) {
+        let Some(session) = session(&socket) else { return };
+        tracing::info!(
+            client = session.number,
+            address = %session.client,
+            namespace = self.0.path,
+            transport = Transport::as_str(session.transport()),
+            protocol = Protocol::as_str(session.protocol),
+            "connected"
+        );
+    }
+}
+
+/// A socket's stay in its namespace: counted from before its CONNECT packet until it is gone.
+struct Presence {
+    session: Arc<Session>,
+    metrics: Arc<GatewayMetrics>,
+}
+
+impl Presence {
+    fn new(session: Arc<Session>, metrics: Arc<GatewayMetrics>) -> Self {
+        metrics.sockets.inc();
+        Self { session, metrics }
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.metrics.sockets.dec();
+    }
+}
+
+impl DisconnectHandler<Adapter, Direct> for Presence {
+    fn call_with_defer(
+        &self,
+        socket: Arc<Socket<Adapter>>,
+        reason: DisconnectReason,
+        remove: fn(Arc<Socket<Adapter>>),
+    ) {
+        let own = || self.session.close_reason();
+        let reason = match reason {
+            // Closing a transport ends in one of these, whoever closed it.
+            DisconnectReason::TransportClose => own().unwrap_or(CloseReason::TransportClose),
+            DisconnectReason::TransportError => own().unwrap_or(CloseReason::TransportError),
+            DisconnectReason::HeartbeatTimeout => own().unwrap_or(CloseReason::PingTimeout),
+            DisconnectReason::PacketParsingError | DisconnectReason::MultipleHttpPollingError => {
+                CloseReason::ParseError
+            }
+            DisconnectReason::ClientNSDisconnect => CloseReason::ClientDisconnect,
+            DisconnectReason::ServerNSDisconnect => CloseReason::ServerDisconnect,
+            DisconnectReason::ClosingServer => CloseReason::ServerShutdown,
+        };
+        self.metrics.sockets_closed_total.of(reason).inc();
+        tracing::info!(
+            client = self.session.number,
+            namespace = socket.ns(),
+            reason = reason.as_str(),
+            "disconnected"
+        );
+        remove(socket);
+    }
+}

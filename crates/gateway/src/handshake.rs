@@ -1,0 +1,318 @@
+//! What a request must be before the engine sees it.
+//!
+//! Every Socket.IO request passes here: bad ones are answered as Node's engine.io answers them
+//! (`engine.io/lib/server.ts`, `verify`), origins are checked for WebSocket handshakes too (a
+//! browser applies CORS to polling only), and each handshake opens a [`Session`], within the bounds.
+//! socketioxide alone would answer an upgrade for an unknown session with `101` and then close.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use antiphon_metrics::{
+    GatewayMetrics,
+    gateway::{Protocol, Refusal, Transport},
+};
+use axum::{
+    Json,
+    body::Body,
+    extract::{Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, Method, StatusCode, header};
+use http_body_util::BodyExt;
+use serde::{Deserialize, Serialize};
+use socketioxide::socket::Sid;
+
+use crate::{
+    config::{AllowedOrigins, Config},
+    net::{Admission, Peer, client_address},
+    sessions::{Session, Sessions},
+};
+
+/// How long a refused client should wait before it tries again.
+const RETRY_AFTER_SECONDS: &str = "5";
+
+/// Checks requests, and opens sessions.
+pub(crate) struct Gate {
+    config: Arc<Config>,
+    metrics: Arc<GatewayMetrics>,
+    sessions: Arc<Sessions>,
+    admission: Arc<Admission>,
+    draining: AtomicBool,
+}
+
+impl Gate {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        metrics: Arc<GatewayMetrics>,
+        sessions: Arc<Sessions>,
+    ) -> Self {
+        let server = &config.server;
+        let admission = Admission::new(server.max_connections, server.max_connections_per_ip);
+        Self { config, metrics, sessions, admission, draining: AtomicBool::new(false) }
+    }
+
+    /// From here on there are no new sessions: clients are told to try again, which, behind a
+    /// balancer, takes them to another node.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.metrics.draining.set(1);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Opens a session for a handshake.
+    fn open(
+        &self,
+        query: &Query,
+        headers: &HeaderMap,
+        peer: &Peer,
+    ) -> Result<Arc<Session>, Answer> {
+        if self.is_draining() {
+            return Err(Answer::Draining);
+        }
+        if !origin_allowed(&self.config.cors.allowed_origins, headers) {
+            return Err(Answer::Forbidden);
+        }
+        let client = client_address(peer.address, headers, &self.config.proxy);
+        let permit = self.admission.admit(Some(client)).map_err(Answer::Full)?;
+        let conn = (query.transport == Transport::WebSocket).then(|| Arc::clone(&peer.conn));
+        Ok(self.sessions.open(client, query.protocol, conn, permit))
+    }
+
+    fn refuse(&self, answer: Answer, client: IpAddr) -> Response {
+        self.metrics.refusals_total.of(answer.reason()).inc();
+        tracing::debug!(%client, ?answer, "request refused");
+        answer.into_response()
+    }
+}
+
+/// The middleware in front of the engine.
+pub(crate) async fn gate(
+    State(gate): State<Arc<Gate>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    // Taken out, so that the engine does not keep it with the head of the request.
+    let peer = request.extensions_mut().remove::<Peer>();
+    if !is_engine_path(request.uri().path(), &gate.config.server.path) {
+        return next.run(request).await;
+    }
+    let Some(peer) = peer else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response(); // Only without our listener.
+    };
+    match admit(&gate, request, next, &peer).await {
+        Ok(response) => response,
+        Err(answer) => gate.refuse(answer, peer.address),
+    }
+}
+
+async fn admit(
+    gate: &Gate,
+    mut request: Request,
+    next: Next,
+    peer: &Peer,
+) -> Result<Response, Answer> {
+    let query = Query::parse(&request, &gate.config)?;
+    let session = match query.sid {
+        Some(sid) => gate.sessions.find(sid).ok_or(Answer::UnknownSession)?,
+        None => gate.open(&query, request.headers(), peer)?,
+    };
+    if query.transport == Transport::WebSocket {
+        return Ok(websocket(&query, request, next, peer, session).await);
+    }
+    if query.sid.is_none() {
+        request.extensions_mut().insert(Arc::clone(&session));
+        return Ok(identify(&session, next.run(request).await).await);
+    }
+    if request.method() == Method::POST {
+        return within(gate.config.server.request_body_timeout, next.run(request)).await;
+    }
+    Ok(next.run(request).await)
+}
+
+async fn websocket(
+    query: &Query,
+    mut request: Request,
+    next: Next,
+    peer: &Peer,
+    session: Arc<Session>,
+) -> Response {
+    if query.sid.is_none() {
+        request.extensions_mut().insert(Arc::clone(&session));
+    }
+    let response = next.run(request).await;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        peer.conn.upgraded();
+        if query.sid.is_some() {
+            session.upgrade(Arc::clone(&peer.conn));
+        }
+    }
+    response
+}
+
+/// Reads the session's id out of the engine's answer to a polling handshake: the client may come
+/// back with it before it has connected to any namespace.
+async fn identify(session: &Arc<Session>, response: Response) -> Response {
+    #[derive(Deserialize)]
+    struct Open {
+        sid: Sid,
+    }
+    let (head, body) = response.into_parts();
+    let Ok(body) = body.collect().await else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response(); // The body is in memory.
+    };
+    let body = body.to_bytes();
+    // `0{…}`, or `97:0{…}` in Engine.IO 3.
+    let json = body.iter().position(|byte| *byte == b'{').map(|at| &body[at..]);
+    if let Some(Ok(open)) = json.map(serde_json::from_slice::<Open>) {
+        session.identify(open.sid);
+    }
+    Response::from_parts(head, Body::from(body))
+}
+
+async fn within(
+    limit: Duration,
+    response: impl Future<Output = Response>,
+) -> Result<Response, Answer> {
+    tokio::time::timeout(limit, response).await.map_err(|_| Answer::BodyTimeout)
+}
+
+/// Whether the engine takes requests for this path.
+fn is_engine_path(path: &str, engine: &str) -> bool {
+    let rest = path.strip_prefix(engine);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Browsers always name the page's origin in a cross-origin request; other clients need not.
+fn origin_allowed(allowed: &AllowedOrigins, headers: &HeaderMap) -> bool {
+    let AllowedOrigins::List(list) = allowed else { return true };
+    let Some(origin) = headers.get(header::ORIGIN) else { return true };
+    list.iter().any(|one| origin.as_bytes().eq_ignore_ascii_case(one.as_bytes()))
+}
+
+/// What a Socket.IO request asks for.
+#[derive(Debug)]
+struct Query {
+    protocol: Protocol,
+    transport: Transport,
+    sid: Option<Sid>,
+}
+
+impl Query {
+    fn parse(request: &Request, config: &Config) -> Result<Self, Answer> {
+        let query = request.uri().query().unwrap_or_default();
+        let field = |name: &str| {
+            let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+            pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+        };
+        let transport = match field("transport") {
+            Some("polling") if config.server.polling => Transport::Polling,
+            Some("websocket") if config.server.websocket => Transport::WebSocket,
+            _ => return Err(Answer::UnknownTransport),
+        };
+        let protocol = match field("EIO") {
+            Some("3") => Protocol::Eio3,
+            Some("4") => Protocol::Eio4,
+            _ => return Err(Answer::UnsupportedProtocol),
+        };
+        let sid = match field("sid") {
+            Some(sid) => Some(sid.parse().map_err(|_| Answer::UnknownSession)?),
+            None => None,
+        };
+        if sid.is_none() && request.method() != Method::GET {
+            return Err(Answer::BadMethod);
+        }
+        let websocket = transport == Transport::WebSocket;
+        let polling_methods = [Method::GET, Method::POST];
+        if websocket && !is_websocket_handshake(request)
+            || !websocket && !polling_methods.contains(request.method())
+        {
+            return Err(Answer::BadRequest);
+        }
+        Ok(Self { protocol, transport, sid })
+    }
+}
+
+/// RFC 6455, section 4.2.1, as far as the engine leaves it open.
+fn is_websocket_handshake(request: &Request) -> bool {
+    let names = |header, token: &str| {
+        let values =
+            request.headers().get_all(header).iter().filter_map(|value| value.to_str().ok());
+        let mut tokens = values.flat_map(|value| value.split(','));
+        tokens.any(|each| each.trim().eq_ignore_ascii_case(token))
+    };
+    request.method() == Method::GET
+        && names(header::CONNECTION, "upgrade")
+        && names(header::UPGRADE, "websocket")
+        && names(header::SEC_WEBSOCKET_VERSION, "13")
+        && request.headers().contains_key(header::SEC_WEBSOCKET_KEY)
+}
+
+/// Why a request goes no further.
+#[derive(Debug, Clone, Copy)]
+enum Answer {
+    UnknownTransport,
+    UnknownSession,
+    BadMethod,
+    BadRequest,
+    Forbidden,
+    UnsupportedProtocol,
+    Full(Refusal),
+    Draining,
+    BodyTimeout,
+}
+
+impl Answer {
+    fn reason(self) -> Refusal {
+        match self {
+            Self::Full(reason) => reason,
+            Self::Draining => Refusal::Draining,
+            Self::Forbidden => Refusal::Origin,
+            Self::BodyTimeout => Refusal::BodyTimeout,
+            Self::UnknownTransport
+            | Self::UnknownSession
+            | Self::BadMethod
+            | Self::BadRequest
+            | Self::UnsupportedProtocol => Refusal::BadRequest,
+        }
+    }
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        /// The body of an engine.io error: codes and messages are `engine.io/lib/server.ts`'s.
+        #[derive(Serialize)]
+        struct EngineError {
+            code: u8,
+            message: &'static str,
+        }
+        let engine = |status: StatusCode, code, message| {
+            (status, Json(EngineError { code, message })).into_response()
+        };
+        let later = |status: StatusCode, message: &'static str| {
+            (status, [(header::RETRY_AFTER, RETRY_AFTER_SECONDS)], message).into_response()
+        };
+        let bad = StatusCode::BAD_REQUEST;
+        match self {
+            Self::UnknownTransport => engine(bad, 0, "Transport unknown"),
+            Self::UnknownSession => engine(bad, 1, "Session ID unknown"),
+            Self::BadMethod => engine(bad, 2, "Bad handshake method"),
+            Self::BadRequest => engine(bad, 3, "Bad request"),
+            Self::Forbidden => engine(StatusCode::FORBIDDEN, 4, "Forbidden"),
+            Self::UnsupportedProtocol => engine(bad, 5, "Unsupported protocol version"),
+            Self::Full(_) => later(StatusCode::SERVICE_UNAVAILABLE, "too many connections\n"),
+            Self::Draining => later(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
+            Self::BodyTimeout => later(StatusCode::REQUEST_TIMEOUT, "request body took too long\n"),
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! A node: the server that Socket.IO clients connect to.
+//!
+//! What it does is configured rather than programmed: [`config`] has the settings and the table of
+//! events. `run(config, listeners, shutdown)` is all of it; several nodes may run in one process.
+
+mod admin;
+pub mod config;
+mod door;
+mod events;
+mod handshake;
+mod lifecycle;
+mod net;
+mod payload;
+mod reply;
+mod server;
+mod sessions;
+mod stage;
+pub mod telemetry;
+
+pub use events::Adapter;
+pub use lifecycle::{BindError, Listeners, Shutdown};
+pub use server::Node;
+
+use config::Config;
+
+/// Why a node ended other than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A metric could not be registered: two event rules clash.
+    #[error("cannot set up metrics")]
+    Metrics(#[from] antiphon_metrics::Error),
+    /// The accept loop ended.
+    #[error("cannot go on serving")]
+    Serve(#[from] std::io::Error),
+}
+
+/// Runs a node on `listeners` until `shutdown`.
+pub async fn run(config: Config, listeners: Listeners, shutdown: Shutdown) -> Result<(), RunError> {
+    let node = Node::new(config)?;
+    node.serve(listeners, shutdown).await?;
+    Ok(())
+}

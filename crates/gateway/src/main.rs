@@ -1,0 +1,138 @@
+//! The `antiphon` command: runs a node, or says how it would be configured.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use antiphon_gateway::{
+    Listeners, Shutdown,
+    config::{Config, Loaded, environment},
+    run, telemetry,
+};
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+/// The command line or the configuration is wrong (`EX_USAGE` of sysexits.h).
+const EXIT_CONFIG: u8 = 64;
+
+/// A Socket.IO server: a node of an Antiphon cluster.
+///
+/// Without arguments it listens on 0.0.0.0:5000 and needs nothing else. Settings come from built-in
+/// defaults, then the file, then ANTIPHON__… environment variables, then flags;
+/// `antiphon print-config` shows the result.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Args {
+    /// A configuration file (TOML)
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+
+    /// Where clients connect, such as 0.0.0.0:5000 (server.listen)
+    #[arg(long, value_name = "ADDRESS", global = true)]
+    listen: Option<String>,
+
+    /// Where operators ask, such as 127.0.0.1:9464 (admin.listen)
+    #[arg(long, value_name = "ADDRESS", global = true)]
+    admin_listen: Option<String>,
+
+    /// Any other setting, such as --set log.filter=debug; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", global = true, value_parser = setting)]
+    set: Vec<(String, String)>,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Report every mistake in the settings, and start nothing
+    CheckConfig,
+    /// Print the effective settings as a configuration file; secrets are redacted
+    PrintConfig,
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version come this way too, for standard output and success.
+            let code = if error.use_stderr() { EXIT_CONFIG } else { 0 };
+            let _ = error.print();
+            return code.into();
+        }
+    };
+    let named = [("server.listen", args.listen), ("admin.listen", args.admin_listen)];
+    let named = named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+    let overrides: Vec<_> = args.set.into_iter().chain(named).collect();
+    let loaded = match Config::load(args.config.as_deref(), environment(), &overrides) {
+        Ok(loaded) => loaded,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return EXIT_CONFIG.into();
+        }
+    };
+    match args.command {
+        Some(Command::CheckConfig) => println!("the configuration is valid"),
+        Some(Command::PrintConfig) => print!("{}", loaded.to_toml()),
+        None => {
+            if let Err(error) = serve(loaded) {
+                // {:#}: the whole chain of causes, once, here where it is handled.
+                eprintln!("antiphon: {error:#}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn serve(loaded: Loaded) -> anyhow::Result<()> {
+    let config = loaded.config;
+    telemetry::init(&config.log).context("cannot start logging")?;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let result = runtime.block_on(async {
+        raise_descriptor_limit(config.server.max_connections);
+        let listeners = Listeners::bind(&config).await?;
+        let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
+        announce(&config, &listeners)?;
+        run(config, listeners, shutdown).await?;
+        Ok(())
+    });
+    // Connections that outlived the drain are not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+/// What somebody who has just started it needs to know.
+fn announce(config: &Config, listeners: &Listeners) -> anyhow::Result<()> {
+    let address = listeners.public.local_addr()?;
+    let admin = match &listeners.admin {
+        Some(listener) => format!("http://{}", listener.local_addr()?),
+        None => "off".to_owned(),
+    };
+    tracing::info!(
+        node.id = config.node.id,
+        mode = "single node, without Redis",
+        admin,
+        version = env!("CARGO_PKG_VERSION"),
+        "Antiphon serves Socket.IO at http://{address}{}/",
+        config.server.path
+    );
+    Ok(())
+}
+
+/// Every connection takes a descriptor, and most systems give a process 1,024 until it asks.
+fn raise_descriptor_limit(max_connections: usize) {
+    let wanted = u64::try_from(max_connections).unwrap_or(u64::MAX);
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) if limit < wanted => tracing::warn!(
+            limit,
+            "fewer descriptors than server.max_connections = {max_connections}: raise the hard \
+             limit (`ulimit -Hn`, LimitNOFILE=, or --ulimit nofile=) or lower the setting"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open descriptors"),
+    }
+}

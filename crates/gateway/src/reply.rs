@@ -1,0 +1,70 @@
+//! What the sender of an event is told.
+
+use std::sync::Arc;
+
+use antiphon_metrics::gateway::{CloseReason, Outcome};
+use serde::Serialize;
+use socketioxide::{
+    SendError, SocketError, extract::AckSender, handler::FromMessageParts, socket::Socket,
+};
+use socketioxide_core::Value;
+
+use crate::{events::Adapter, sessions::Session};
+
+/// The body of an acknowledgement, and of an `error` event.
+#[derive(Debug, Serialize)]
+struct Body<'a> {
+    ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<&'a str>,
+}
+
+/// The way back to the sender of one event.
+#[derive(Clone)]
+pub(crate) struct Reply {
+    socket: Arc<Socket<Adapter>>,
+    session: Arc<Session>,
+    ack: Option<i64>,
+    event: String,
+}
+
+impl Reply {
+    pub(crate) fn new(
+        socket: Arc<Socket<Adapter>>,
+        session: Arc<Session>,
+        ack: Option<i64>,
+        event: String,
+    ) -> Self {
+        Self { socket, session, ack, event }
+    }
+
+    /// Acknowledges the event if the sender asked for that; else says so if it was refused.
+    pub(crate) fn send(self, outcome: Outcome) {
+        let error = match outcome {
+            Outcome::Ok => None,
+            Outcome::Ignored => return,
+            refused => Some(refused.as_str()),
+        };
+        let ok = error.is_none();
+        let sent = if self.ack.is_some() {
+            self.acknowledge(&Body { ok, error, event: None })
+        } else if ok {
+            Ok(())
+        } else {
+            self.socket.emit("error", &Body { ok, error, event: Some(&self.event) })
+        };
+        // A client that does not read its answers is as slow as one that does not read events.
+        if let Err(SendError::Socket(SocketError::InternalChannelFull)) = sent {
+            self.session.close(CloseReason::SlowConsumer);
+        }
+    }
+
+    fn acknowledge(&self, body: &Body<'_>) -> Result<(), SendError> {
+        // An AckSender cannot be made directly, only extracted; this extraction has no way to fail.
+        let mut unused = Value::Str("".into(), None);
+        let Ok(sender) = AckSender::from_message_parts(&self.socket, &mut unused, &self.ack);
+        sender.send(body)
+    }
+}

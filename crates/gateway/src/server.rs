@@ -1,0 +1,142 @@
+//! A node put together: engine, namespaces, stage and HTTP, from a configuration.
+
+use std::{convert::Infallible, sync::Arc};
+
+use antiphon_adapter::Cluster;
+use antiphon_metrics::{GatewayMetrics, Registry, gateway::Protocol};
+use axum::{Router, body::Body, middleware};
+use http::{HeaderValue, Method, Request, StatusCode, Uri};
+use socketioxide::{ParserConfig, SocketIo, TransportType, service::SocketIoService};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+use tower::{Layer, ServiceExt};
+use tower_http::cors::{AllowHeaders, Any, CorsLayer};
+
+use crate::{
+    config::{AllowedOrigins, Config, Cors},
+    door::Door,
+    events::{Adapter, Rules},
+    handshake::{Gate, gate},
+    sessions::{PollingSession, Sessions},
+    stage::stage,
+};
+
+/// What the engine reads of a WebSocket at a time. tungstenite keeps a buffer of this size for each
+/// connection; chat messages are smaller, and larger ones only take more reads.
+const WEBSOCKET_READ_BUFFER_BYTES: usize = 1024;
+
+/// A node, ready to be served.
+pub struct Node {
+    pub(crate) config: Arc<Config>,
+    pub(crate) registry: Registry,
+    pub(crate) metrics: Arc<GatewayMetrics>,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) app: Router,
+    pub(crate) io: SocketIo<Adapter>,
+    pub(crate) tasks: [AbortOnDropHandle<()>; 2],
+}
+
+impl Node {
+    /// Assembles a node. Needs a tokio runtime, for the tasks that it starts; listens to nothing yet.
+    pub fn new(config: Config) -> Result<Self, antiphon_metrics::Error> {
+        let config = Arc::new(config);
+        let registry = Registry::new();
+        let metrics = Arc::new(GatewayMetrics::register(&registry)?);
+        let (sessions, to_close) = Sessions::new(Arc::clone(&metrics));
+        let max_rooms = config.limits.max_rooms_per_socket;
+        let (stage, worker) = stage(&config.stage, max_rooms, Arc::clone(&metrics));
+
+        let cluster = Cluster::new(Arc::clone(&sessions) as _);
+        let (engine, io) = engine(&config, cluster.clone());
+        for path in &config.namespaces {
+            let rules = Rules::new(&config, path, &metrics)?;
+            let metrics = Arc::clone(&metrics);
+            io.ns(path.clone(), Door::new(path, rules, cluster.clone(), stage.clone(), metrics));
+        }
+
+        let gate = Gate::new(Arc::clone(&config), Arc::clone(&metrics), Arc::clone(&sessions));
+        let gate = Arc::new(gate);
+        let closer = close_polling_sessions(to_close, engine.clone(), config.server.path.clone());
+        let tasks = [tokio::spawn(worker.run()), tokio::spawn(closer)].map(AbortOnDropHandle::new);
+        let app = app(engine, Arc::clone(&gate), &config.cors);
+        Ok(Self { config, registry, metrics, sessions, gate, app, io, tasks })
+    }
+
+    /// The Socket.IO server inside, for programs that add handlers of their own.
+    pub fn io(&self) -> &SocketIo<Adapter> {
+        &self.io
+    }
+}
+
+type Engine = SocketIoService<Router, Adapter>;
+
+fn engine(config: &Config, cluster: Cluster) -> (Engine, SocketIo<Adapter>) {
+    let Config { server, session, limits, .. } = config;
+    let parser = ParserConfig::common()
+        .max_incoming_binaries(limits.max_attachments)
+        .max_incoming_binary_buf_size(limits.max_message_bytes)
+        .packet_completion_timeout(limits.attachment_timeout);
+    let builder = SocketIo::builder()
+        .req_path(server.path.clone())
+        .ping_interval(session.ping_interval)
+        .ping_timeout(session.ping_timeout)
+        .connect_timeout(session.connect_timeout)
+        .upgrade_timeout(session.upgrade_timeout)
+        .max_buffer_size(session.send_queue_packets)
+        .max_payload(limits.max_message_bytes as u64)
+        .ws_max_message_size(limits.max_message_bytes)
+        .ws_max_frame_size(limits.max_message_bytes)
+        .ws_read_buffer_size(WEBSOCKET_READ_BUFFER_BYTES)
+        .with_parser(parser);
+    let builder = match (server.polling, server.websocket) {
+        (true, false) => builder.transports([TransportType::Polling]),
+        (false, true) => builder.transports([TransportType::Websocket]),
+        _ => builder.transports([TransportType::Polling, TransportType::Websocket]),
+    };
+    let elsewhere = Router::new()
+        .fallback(async |uri: Uri| (StatusCode::NOT_FOUND, format!("nothing at {}\n", uri.path())));
+    builder.with_adapter::<Adapter>(cluster).build_with_inner_svc(elsewhere)
+}
+
+/// CORS outside, so that its headers are on refusals too; then the gate; then the engine.
+fn app(engine: Engine, state: Arc<Gate>, cors: &Cors) -> Router {
+    let gated = middleware::from_fn_with_state(state, gate).layer(engine);
+    Router::new().fallback_service(cors_layer(cors).layer(gated))
+}
+
+fn cors_layer(cors: &Cors) -> CorsLayer {
+    // What Express's `cors()` allows, and every header that is asked for.
+    let methods =
+        [Method::GET, Method::HEAD, Method::PUT, Method::PATCH, Method::POST, Method::DELETE];
+    let layer = CorsLayer::new()
+        .allow_methods(methods)
+        .allow_headers(AllowHeaders::mirror_request())
+        .allow_credentials(cors.credentials);
+    match &cors.allowed_origins {
+        AllowedOrigins::Any => layer.allow_origin(Any),
+        AllowedOrigins::List(list) => {
+            let values = list.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
+            layer.allow_origin(values.collect::<Vec<_>>())
+        }
+    }
+}
+
+/// Closes polling sessions, which have no connection that could be closed: the engine gets the close
+/// packet that the client would send.
+async fn close_polling_sessions(
+    mut to_close: mpsc::Receiver<PollingSession>,
+    engine: Engine,
+    path: String,
+) {
+    while let Some(PollingSession { sid, protocol }) = to_close.recv().await {
+        let (revision, body) = match protocol {
+            Protocol::Eio3 => (3, "1:1"), // Engine.IO 3 puts the length before each packet.
+            Protocol::Eio4 => (4, "1"),
+        };
+        let uri = format!("{path}/?EIO={revision}&transport=polling&sid={sid}");
+        let Ok(request) = Request::post(uri).body(Body::from(body)) else { continue };
+        // Whether the session was still there makes no difference.
+        let _: Result<_, Infallible> = engine.clone().oneshot(request).await;
+    }
+}

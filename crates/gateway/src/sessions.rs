@@ -1,0 +1,221 @@
+//! The open Engine.IO sessions: one for each client, whatever connections it uses.
+//!
+//! The engine keeps its own sessions to itself, so a [`Session`] travels in the extensions of the
+//! handshake request, which the engine keeps exactly as long as its session. When that is gone, the
+//! `Session` is dropped, and with it everything counted for it: nothing can be forgotten.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use antiphon_adapter::Lagging;
+use antiphon_metrics::{
+    GatewayMetrics,
+    gateway::{CloseReason, Protocol, Transport},
+};
+use socketioxide::socket::Sid;
+use tokio::sync::{Notify, mpsc};
+
+use crate::net::{ConnHandle, Permit};
+
+/// Polling sessions that wait to be closed. When it is full the next failed delivery asks again.
+const CLOSING_MAX: usize = 1024;
+
+/// All sessions of the node.
+pub(crate) struct Sessions {
+    metrics: Arc<GatewayMetrics>,
+    next_number: AtomicU64,
+    // Touched when a session comes, goes, or is closed; never for a message that gets through.
+    open: Mutex<Open>,
+    emptied: Notify,
+    close_polling: mpsc::Sender<PollingSession>,
+}
+
+#[derive(Default)]
+struct Open {
+    by_number: HashMap<u64, Weak<Session>>,
+    // The same once their id is known.
+    by_sid: HashMap<Sid, Weak<Session>>,
+}
+
+/// A session without a connection of its own, to be closed through the engine.
+#[derive(Debug)]
+pub(crate) struct PollingSession {
+    pub(crate) sid: Sid,
+    pub(crate) protocol: Protocol,
+}
+
+/// One client.
+pub(crate) struct Session {
+    /// Names the client in logs. Its id would not do: whoever knows it can poll for the session.
+    pub(crate) number: u64,
+    pub(crate) client: IpAddr,
+    pub(crate) protocol: Protocol,
+    sid: OnceLock<Sid>,
+    // Set when the session begins with a WebSocket or is upgraded to one; never unset.
+    websocket: OnceLock<Arc<ConnHandle>>,
+    // Why the node itself closes it.
+    closing: OnceLock<CloseReason>,
+    asked_engine: AtomicBool,
+    sessions: Arc<Sessions>,
+    _permit: Permit,
+}
+
+impl Sessions {
+    /// The polling sessions that have to be closed come out of the receiver.
+    pub(crate) fn new(metrics: Arc<GatewayMetrics>) -> (Arc<Self>, mpsc::Receiver<PollingSession>) {
+        let (close_polling, closing) = mpsc::channel(CLOSING_MAX);
+        let sessions = Self {
+            metrics,
+            next_number: AtomicU64::new(1),
+            open: Mutex::default(),
+            emptied: Notify::new(),
+            close_polling,
+        };
+        (Arc::new(sessions), closing)
+    }
+
+    /// A new client; with its connection if it starts with a WebSocket.
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        client: IpAddr,
+        protocol: Protocol,
+        websocket: Option<Arc<ConnHandle>>,
+        permit: Permit,
+    ) -> Arc<Session> {
+        let session = Arc::new(Session {
+            number: self.next_number.fetch_add(1, Ordering::Relaxed),
+            client,
+            protocol,
+            sid: OnceLock::new(),
+            websocket: websocket.map(OnceLock::from).unwrap_or_default(),
+            closing: OnceLock::new(),
+            asked_engine: AtomicBool::new(false),
+            sessions: Arc::clone(self),
+            _permit: permit,
+        });
+        let kind = (session.transport(), protocol);
+        self.metrics.sessions.of(kind).inc();
+        self.metrics.sessions_opened_total.of(kind).inc();
+        self.lock().by_number.insert(session.number, Arc::downgrade(&session));
+        session
+    }
+
+    /// The session with this id, if it is open.
+    pub(crate) fn find(&self, sid: Sid) -> Option<Arc<Session>> {
+        self.lock().by_sid.get(&sid)?.upgrade()
+    }
+
+    /// Every open session, the oldest first.
+    pub(crate) fn all(&self) -> Vec<Arc<Session>> {
+        let mut all: Vec<_> = self.lock().by_number.values().filter_map(Weak::upgrade).collect();
+        all.sort_unstable_by_key(|session| session.number);
+        all
+    }
+
+    /// How many sessions are open.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().by_number.len()
+    }
+
+    /// Returns once no session is open.
+    pub(crate) async fn empty(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.count() == 0 {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lagging for Sessions {
+    fn lagging(&self, sid: Sid) {
+        if let Some(session) = self.find(sid) {
+            session.close(CloseReason::SlowConsumer);
+        }
+    }
+}
+
+impl Session {
+    /// The engine's id for it, as soon as somebody has seen it.
+    pub(crate) fn identify(self: &Arc<Self>, sid: Sid) {
+        if self.sid.set(sid).is_ok() {
+            self.sessions.lock().by_sid.insert(sid, Arc::downgrade(self));
+        }
+    }
+
+    /// The client goes over from polling to this WebSocket.
+    pub(crate) fn upgrade(&self, conn: Arc<ConnHandle>) {
+        if self.websocket.set(conn).is_ok() {
+            let gauges = &self.sessions.metrics.sessions;
+            gauges.of((Transport::Polling, self.protocol)).dec();
+            gauges.of((Transport::WebSocket, self.protocol)).inc();
+        }
+    }
+
+    /// How packets travel now.
+    pub(crate) fn transport(&self) -> Transport {
+        match self.websocket.get() {
+            Some(_) => Transport::WebSocket,
+            None => Transport::Polling,
+        }
+    }
+
+    /// Closes the transport, without the DISCONNECT packet after which clients do not come back.
+    pub(crate) fn close(&self, reason: CloseReason) {
+        let reason = *self.closing.get_or_init(|| reason);
+        match (self.websocket.get(), self.sid.get()) {
+            // Its queue is full because it does not read: there is no point in flushing it.
+            (Some(conn), _) if reason == CloseReason::SlowConsumer => conn.abort(),
+            (Some(conn), _) => conn.close(),
+            (None, Some(sid)) => {
+                if self.asked_engine.swap(true, Ordering::AcqRel) {
+                    return;
+                }
+                let session = PollingSession { sid: *sid, protocol: self.protocol };
+                let asked = self.sessions.close_polling.try_send(session).is_ok();
+                self.asked_engine.store(asked, Ordering::Release);
+            }
+            // The engine is just making it; who closes everything asks again.
+            (None, None) => {}
+        }
+    }
+
+    /// Cuts the connection, if there is one.
+    pub(crate) fn abort(&self) {
+        if let Some(conn) = self.websocket.get() {
+            conn.abort();
+        }
+    }
+
+    /// Why the node closed it, if it did.
+    pub(crate) fn close_reason(&self) -> Option<CloseReason> {
+        let stalled = self.websocket.get().is_some_and(|conn| conn.stalled());
+        self.closing.get().copied().or(stalled.then_some(CloseReason::WriteStalled))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.sessions.metrics.sessions.of((self.transport(), self.protocol)).dec();
+        let mut open = self.sessions.lock();
+        open.by_number.remove(&self.number);
+        if let Some(sid) = self.sid.get() {
+            open.by_sid.remove(sid);
+        }
+        if open.by_number.is_empty() {
+            self.sessions.emptied.notify_waiters();
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The ordered stage: every accepted event of the node goes through it, one after another.
+//!
+//! Two things follow from there being one. Order: what a socket sent first is delivered first, to
+//! every recipient, and an event sent after a join finds the sender in the room. Fairness: the stage
+//! yields often, so that the tasks that write to sockets empty the recipients' queues between two
+//! events, and a burst from many senders waits here, where it is bounded and senders are told
+//! (`overloaded`), rather than in every recipient's queue, where it would cost the recipients their
+//! connections.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use antiphon_adapter::Namespace;
+use antiphon_metrics::{
+    GatewayMetrics,
+    gateway::{Outcome, Undelivered},
+};
+use socketioxide::socket::Socket;
+use socketioxide_core::{adapter::BroadcastOptions, packet::Packet};
+use tokio::sync::mpsc;
+
+use crate::{
+    config,
+    events::{Adapter, Rule},
+    reply::Reply,
+};
+
+/// Events handled before the stage lets other tasks run, whatever few recipients they had. Far below
+/// `session.send_queue_packets`, which is how many may come together for one recipient.
+const EVENTS_PER_TURN: usize = 32;
+
+/// An event that will be carried out.
+pub(crate) struct Accepted {
+    pub(crate) socket: Arc<Socket<Adapter>>,
+    pub(crate) namespace: Namespace,
+    pub(crate) rule: Arc<Rule>,
+    pub(crate) task: Task,
+    /// What it holds of the stage's bound.
+    pub(crate) bytes: usize,
+    pub(crate) reply: Reply,
+}
+
+/// What there is to do.
+pub(crate) enum Task {
+    /// Hand a packet to its recipients.
+    Deliver {
+        packet: Packet,
+        opts: BroadcastOptions,
+        /// The room in which the sender must be.
+        member_of: Option<String>,
+    },
+    /// The sender joins a room.
+    Join(String),
+    /// The sender leaves a room.
+    Leave(String),
+}
+
+/// The way into the stage.
+#[derive(Clone)]
+pub(crate) struct Stage {
+    queue: mpsc::Sender<Accepted>,
+    held_bytes: Arc<AtomicUsize>,
+    max_bytes: usize,
+    metrics: Arc<GatewayMetrics>,
+}
+
+/// The stage itself.
+pub(crate) struct Worker {
+    queue: mpsc::Receiver<Accepted>,
+    held_bytes: Arc<AtomicUsize>,
+    max_rooms: usize,
+    metrics: Arc<GatewayMetrics>,
+}
+
+/// A stage within its bounds; the worker is to be run.
+pub(crate) fn stage(
+    bounds: &config::Stage,
+    max_rooms: usize,
+    metrics: Arc<GatewayMetrics>,
+) -> (Stage, Worker) {
+    let (sender, queue) = mpsc::channel(bounds.max_events);
+    let held_bytes = Arc::new(AtomicUsize::new(0));
+    let stage = Stage {
+        queue: sender,
+        held_bytes: Arc::clone(&held_bytes),
+        max_bytes: bounds.max_bytes,
+        metrics: Arc::clone(&metrics),
+    };
+    (stage, Worker { queue, held_bytes, max_rooms, metrics })
+}
+
+impl Stage {
+    /// Takes an event, unless the stage holds as many, or as many bytes, as it may.
+    pub(crate) fn push(&self, event: Accepted) -> Result<(), Outcome> {
+        let bytes = event.bytes;
+        let held = self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
+        // One event may always go in, however large: it is within limits.max_message_bytes.
+        let fits = held == 0 || held + bytes <= self.max_bytes;
+        self.metrics.stage_events.inc();
+        self.metrics.stage_bytes.add(bytes as i64);
+        if !fits || self.queue.try_send(event).is_err() {
+            self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.metrics.stage_events.dec();
+            self.metrics.stage_bytes.sub(bytes as i64);
+            return Err(Outcome::Overloaded);
+        }
+        Ok(())
+    }
+}
+
+impl Worker {
+    /// Carries out events until there is nobody left who could send one.
+    pub(crate) async fn run(mut self) {
+        let mut in_turn = 0;
+        while let Some(event) = self.queue.recv().await {
+            let bytes = event.bytes;
+            self.carry_out(event).await;
+            self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.metrics.stage_events.dec();
+            self.metrics.stage_bytes.sub(bytes as i64);
+            in_turn += 1;
+            if in_turn == EVENTS_PER_TURN {
+                in_turn = 0;
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    async fn carry_out(&self, event: Accepted) {
+        let Accepted { socket, namespace, rule, task, reply, .. } = event;
+        let outcome = match task {
+            Task::Deliver { packet, opts, member_of } => {
+                let rooms = || namespace.rooms(socket.id);
+                if member_of.is_some_and(|room| !rooms().contains(room.as_str())) {
+                    Outcome::NotJoined
+                } else {
+                    self.deliver(&namespace, packet, opts).await;
+                    Outcome::Ok
+                }
+            }
+            Task::Join(room) => self.join(&namespace, &socket, room),
+            Task::Leave(room) => {
+                socket.leave(room);
+                Outcome::Ok
+            }
+        };
+        rule.count(outcome);
+        reply.send(outcome);
+    }
+
+    async fn deliver(&self, namespace: &Namespace, packet: Packet, opts: BroadcastOptions) {
+        let delivered = namespace.broadcast(packet, opts).await;
+        let undelivered = &self.metrics.undelivered_total;
+        self.metrics.deliveries_total.inc_by(delivered.queued);
+        undelivered.of(Undelivered::SlowConsumer).inc_by(delivered.lagging);
+        undelivered.of(Undelivered::Gone).inc_by(delivered.gone);
+    }
+
+    fn join(&self, namespace: &Namespace, socket: &Socket<Adapter>, room: String) -> Outcome {
+        let rooms = namespace.rooms(socket.id);
+        if rooms.contains(room.as_str()) {
+            return Outcome::Ok;
+        }
+        if rooms.len() >= self.max_rooms {
+            return Outcome::TooManyRooms;
+        }
+        socket.join(room);
+        // The socket may have left while this was waiting. Leaving clears `connected` before it
+        // clears the rooms, so either it sees the new room, or this sees that it has left.
+        if !socket.connected() {
+            socket.leave_all();
+        }
+        Outcome::Ok
+    }
+}
