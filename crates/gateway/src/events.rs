@@ -8,15 +8,19 @@
 //! Every event ends in exactly one [`Outcome`], which is counted, and told to the sender: in the
 //! acknowledgement if it asked for one, else, if the event was refused, in an `error` event.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use antiphon_adapter::{Cluster, Namespace};
 use antiphon_metrics::{Error, EventCounters, GatewayMetrics, gateway::Outcome};
+use bytes::Bytes;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use socketioxide::{handler::MessageHandler, socket::Socket};
 use socketioxide_core::{
-    Value,
-    adapter::{BroadcastFlags, BroadcastOptions},
+    Sid, Value,
+    adapter::{BroadcastFlags, BroadcastOptions, Room},
     packet::Packet,
 };
 
@@ -42,6 +46,7 @@ pub(crate) struct Rules {
 
 /// One rule, ready to apply.
 pub(crate) struct Rule {
+    pub(crate) name: String,
     action: Action,
     volatile: bool,
     max_bytes: usize,
@@ -75,6 +80,7 @@ impl Rules {
             self.quotas.len() - 1
         });
         let ready = Rule {
+            name: rule.name.clone(),
             action: rule.action.clone(),
             volatile: rule.volatile,
             max_bytes: rule.max_bytes.unwrap_or(usize::MAX),
@@ -91,20 +97,29 @@ impl Rule {
         self.counters.of(outcome).inc();
     }
 
+    /// Whether a sender who is in `rooms` may send to this one.
+    pub(crate) fn admits(&self, room: Option<&str>, rooms: impl FnOnce() -> HashSet<Room>) -> bool {
+        match (&self.action, room) {
+            (Action::Room { require_joined: true, .. }, Some(room)) => rooms().contains(room),
+            _ => true,
+        }
+    }
+
     /// Whom a packet of this rule goes to; `room` for those that name one.
-    fn recipients(&self, sender: &Socket<Adapter>, room: Option<String>) -> BroadcastOptions {
+    pub(crate) fn recipients(&self, sender: Sid, room: Option<String>) -> BroadcastOptions {
         let mut opts = BroadcastOptions::default();
-        match &self.action {
+        match self.action {
             Action::Broadcast { to } | Action::Room { to, .. } => {
                 opts.rooms.extend(room.map(Into::into));
-                if *to == Audience::Others {
-                    opts.sid = Some(sender.id);
+                if to == Audience::Others {
+                    opts.sid = Some(sender);
                 }
-                if *to == Audience::Others || opts.rooms.is_empty() {
+                // socketioxide's flag for "all but the sender, if one is named".
+                if to == Audience::Others || opts.rooms.is_empty() {
                     opts.add_flag(BroadcastFlags::Broadcast);
                 }
             }
-            Action::Echo { .. } | Action::Join | Action::Leave => opts.sid = Some(sender.id),
+            Action::Echo { .. } | Action::Join | Action::Leave => opts.sid = Some(sender),
         }
         if self.volatile {
             opts.add_flag(BroadcastFlags::Volatile);
@@ -137,54 +152,43 @@ impl Inbox {
     }
 
     fn receive(&self, socket: Arc<Socket<Adapter>>, value: Value, ack: Option<i64>) {
+        let reply = Reply::new(Arc::clone(&socket), Arc::clone(&self.session), ack);
         let Value::Str(text, attachments) = &value else { return }; // Only with another parser.
-        let bytes = text.len() + attachments.iter().flatten().map(|one| one.len()).sum::<usize>();
-        let event = Event::parse(text);
-        let name = event.as_ref().map_or("", Event::name).to_owned();
-        let reply = Reply::new(Arc::clone(&socket), Arc::clone(&self.session), ack, name);
-        let Some(event) = event else {
-            self.rules.other.of(Outcome::Malformed).inc();
-            return reply.send(Outcome::Malformed);
+        let Some(event) = Event::parse(text) else {
+            return self.without_rule(Outcome::Malformed, reply);
         };
         let Some(rule) = self.rules.by_name.get(event.name()) else {
-            return self.without_rule(ack, reply);
+            // Nobody listens, as on a Node server; but who waits for an answer is told.
+            let asked = if ack.is_some() { Outcome::UnknownEvent } else { Outcome::Ignored };
+            return self.without_rule(asked, reply);
         };
-        let name = event.name().to_owned();
-        let admitted = self.admit(rule, &event, bytes, attachments.as_ref().map_or(0, |a| a.len()));
-        let staged = admitted.and_then(|room| {
-            let task = task(rule, &socket, &event, room, &value);
-            let accepted = Accepted {
-                socket,
+        let sizes = || attachments.iter().flatten().map(Bytes::len);
+        let bytes = text.len() + sizes().sum::<usize>();
+        let (client, name) = (self.session.number, &rule.name);
+        let staged = self.admit(rule, &event, bytes, sizes().count()).and_then(|room| {
+            self.stage.push(Accepted {
+                task: task(rule, socket.ns(), &event, room, value.clone()),
                 namespace: self.namespace.clone(),
                 rule: Arc::clone(rule),
-                task,
                 bytes,
                 reply: reply.clone(),
-            };
-            self.stage.push(accepted)
+                socket,
+            })
         });
-        let client = self.session.number;
         match staged {
             Ok(()) => tracing::debug!(client, event = name, bytes, "event"),
             Err(outcome) => {
-                tracing::debug!(
-                    client,
-                    event = name,
-                    bytes,
-                    reason = outcome.as_str(),
-                    "event refused"
-                );
+                let reason = outcome.as_str();
+                tracing::debug!(client, event = name, bytes, reason, "event refused");
                 rule.count(outcome);
-                reply.send(outcome);
+                reply.send(outcome, name);
             }
         }
     }
 
-    fn without_rule(&self, ack: Option<i64>, reply: Reply) {
-        // Nobody listens, as on a Node server; but who waits for an answer is told.
-        let outcome = if ack.is_some() { Outcome::UnknownEvent } else { Outcome::Ignored };
+    fn without_rule(&self, outcome: Outcome, reply: Reply) {
         self.rules.other.of(outcome).inc();
-        reply.send(outcome);
+        reply.send(outcome, "");
     }
 
     /// The room that the event names, if its rule wants one, or why the event is refused.
@@ -219,30 +223,30 @@ impl Inbox {
     }
 }
 
+/// What the stage has to do for an event.
 fn task(
     rule: &Rule,
-    sender: &Socket<Adapter>,
+    namespace: &str,
     event: &Event<'_>,
     room: Option<String>,
-    value: &Value,
+    value: Value,
 ) -> Task {
-    let with_text = |text: String| match value {
-        Value::Str(_, attachments) => Value::Str(text.into(), attachments.clone()),
-        Value::Bytes(_) => value.clone(),
+    let text = match (&rule.action, &room) {
+        (Action::Room { .. }, Some(_)) => Some(event.without_first()),
+        (Action::Echo { rename: Some(name) }, _) => Some(event.renamed(name)),
+        _ => None,
     };
-    let value = match (&rule.action, room) {
-        (Action::Join, Some(room)) => return Task::Join(room),
-        (Action::Leave, Some(room)) => return Task::Leave(room),
-        (Action::Room { require_joined, .. }, Some(room)) => {
-            let packet = Packet::event(sender.ns().to_owned(), with_text(event.without_first()));
-            let member_of = require_joined.then(|| room.clone());
-            return Task::Deliver { packet, opts: rule.recipients(sender, Some(room)), member_of };
+    match (&rule.action, room) {
+        (Action::Join, Some(room)) => Task::Join(room),
+        (Action::Leave, Some(room)) => Task::Leave(room),
+        (_, room) => {
+            let value = match (value, text) {
+                (Value::Str(_, attachments), Some(text)) => Value::Str(text.into(), attachments),
+                (value, _) => value,
+            };
+            Task::Deliver { packet: Packet::event(namespace.to_owned(), value), room }
         }
-        (Action::Echo { rename: Some(name) }, _) => with_text(event.renamed(name)),
-        _ => value.clone(),
-    };
-    let packet = Packet::event(sender.ns().to_owned(), value);
-    Task::Deliver { packet, opts: rule.recipients(sender, None), member_of: None }
+    }
 }
 
 /// Tells socketioxide's traits that this type implements them itself: its blanket implementations are

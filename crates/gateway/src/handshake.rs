@@ -8,7 +8,7 @@
 use std::{
     net::IpAddr,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -152,7 +152,8 @@ async fn websocket(
     }
     let response = next.run(request).await;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        peer.conn.upgraded();
+        let owner: Weak<Session> = Arc::downgrade(&session);
+        peer.conn.upgraded(owner);
         if query.sid.is_some() {
             session.upgrade(Arc::clone(&peer.conn));
         }

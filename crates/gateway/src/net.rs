@@ -13,7 +13,7 @@ mod forwarded;
 mod frames;
 
 pub(crate) use admission::{Admission, Permit};
-pub(crate) use conn::ConnHandle;
+pub(crate) use conn::{ConnHandle, Owner};
 pub(crate) use forwarded::client_address;
 
 use std::{
@@ -55,7 +55,7 @@ const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\n\
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Who sent a request, in its extensions until the session takes it out.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Peer {
     pub(crate) address: IpAddr,
     pub(crate) conn: Arc<ConnHandle>,

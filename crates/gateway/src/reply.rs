@@ -27,7 +27,6 @@ pub(crate) struct Reply {
     socket: Arc<Socket<Adapter>>,
     session: Arc<Session>,
     ack: Option<i64>,
-    event: String,
 }
 
 impl Reply {
@@ -35,13 +34,13 @@ impl Reply {
         socket: Arc<Socket<Adapter>>,
         session: Arc<Session>,
         ack: Option<i64>,
-        event: String,
     ) -> Self {
-        Self { socket, session, ack, event }
+        Self { socket, session, ack }
     }
 
-    /// Acknowledges the event if the sender asked for that; else says so if it was refused.
-    pub(crate) fn send(self, outcome: Outcome) {
+    /// Acknowledges the event if the sender asked for that; else, if it was refused, says so with
+    /// the event's name (empty when it has none).
+    pub(crate) fn send(self, outcome: Outcome, event: &str) {
         let error = match outcome {
             Outcome::Ok => None,
             Outcome::Ignored => return,
@@ -53,7 +52,8 @@ impl Reply {
         } else if ok {
             Ok(())
         } else {
-            self.socket.emit("error", &Body { ok, error, event: Some(&self.event) })
+            let event = Some(event).filter(|name| !name.is_empty());
+            self.socket.emit("error", &Body { ok, error, event })
         };
         // A client that does not read its answers is as slow as one that does not read events.
         if let Err(SendError::Socket(SocketError::InternalChannelFull)) = sent {

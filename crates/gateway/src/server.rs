@@ -57,7 +57,8 @@ impl Node {
 
         let gate = Gate::new(Arc::clone(&config), Arc::clone(&metrics), Arc::clone(&sessions));
         let gate = Arc::new(gate);
-        let closer = close_polling_sessions(to_close, engine.clone(), config.server.path.clone());
+        let path = config.server.path.clone();
+        let closer = close_polling_sessions(to_close, engine.clone(), Arc::clone(&sessions), path);
         let tasks = [tokio::spawn(worker.run()), tokio::spawn(closer)].map(AbortOnDropHandle::new);
         let app = app(engine, Arc::clone(&gate), &config.cors);
         Ok(Self { config, registry, metrics, sessions, gate, app, io, tasks })
@@ -127,6 +128,7 @@ fn cors_layer(cors: &Cors) -> CorsLayer {
 async fn close_polling_sessions(
     mut to_close: mpsc::Receiver<PollingSession>,
     engine: Engine,
+    sessions: Arc<Sessions>,
     path: String,
 ) {
     while let Some(PollingSession { sid, protocol }) = to_close.recv().await {
@@ -136,7 +138,12 @@ async fn close_polling_sessions(
         };
         let uri = format!("{path}/?EIO={revision}&transport=polling&sid={sid}");
         let Ok(request) = Request::post(uri).body(Body::from(body)) else { continue };
-        // Whether the session was still there makes no difference.
-        let _: Result<_, Infallible> = engine.clone().oneshot(request).await;
+        let answer: Result<_, Infallible> = engine.clone().oneshot(request).await;
+        // Anything else: it had gone already, or over to a WebSocket, which is closed another way.
+        if answer.is_ok_and(|answer| answer.status() == StatusCode::OK)
+            && let Some(session) = sessions.find(sid)
+        {
+            session.end();
+        }
     }
 }

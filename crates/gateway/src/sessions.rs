@@ -1,8 +1,12 @@
 //! The open Engine.IO sessions: one for each client, whatever connections it uses.
 //!
 //! The engine keeps its own sessions to itself, so a [`Session`] travels in the extensions of the
-//! handshake request, which the engine keeps exactly as long as its session. When that is gone, the
-//! `Session` is dropped, and with it everything counted for it: nothing can be forgotten.
+//! handshake request, which the engine keeps as long as it keeps anything of its session. When that is
+//! gone, the `Session` is dropped, and with it everything counted for it: nothing can be forgotten.
+//!
+//! The engine keeps a session that never connected to a namespace until `session.connect_timeout`,
+//! even when its client has left. Such a session *ends* with its WebSocket, so that nobody waits for
+//! it; its place among `server.max_connections` is free only when its memory is.
 
 use std::{
     collections::HashMap,
@@ -21,7 +25,7 @@ use antiphon_metrics::{
 use socketioxide::socket::Sid;
 use tokio::sync::{Notify, mpsc};
 
-use crate::net::{ConnHandle, Permit};
+use crate::net::{ConnHandle, Owner, Permit};
 
 /// Polling sessions that wait to be closed. When it is full the next failed delivery asks again.
 const CLOSING_MAX: usize = 1024;
@@ -62,6 +66,7 @@ pub(crate) struct Session {
     // Why the node itself closes it.
     closing: OnceLock<CloseReason>,
     asked_engine: AtomicBool,
+    ended: AtomicBool,
     sessions: Arc<Sessions>,
     _permit: Permit,
 }
@@ -96,6 +101,7 @@ impl Sessions {
             websocket: websocket.map(OnceLock::from).unwrap_or_default(),
             closing: OnceLock::new(),
             asked_engine: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             sessions: Arc::clone(self),
             _permit: permit,
         });
@@ -151,7 +157,10 @@ impl Session {
     /// The engine's id for it, as soon as somebody has seen it.
     pub(crate) fn identify(self: &Arc<Self>, sid: Sid) {
         if self.sid.set(sid).is_ok() {
-            self.sessions.lock().by_sid.insert(sid, Arc::downgrade(self));
+            let mut open = self.sessions.lock();
+            if !self.ended.load(Ordering::Acquire) {
+                open.by_sid.insert(sid, Arc::downgrade(self));
+            }
         }
     }
 
@@ -199,15 +208,11 @@ impl Session {
         }
     }
 
-    /// Why the node closed it, if it did.
-    pub(crate) fn close_reason(&self) -> Option<CloseReason> {
-        let stalled = self.websocket.get().is_some_and(|conn| conn.stalled());
-        self.closing.get().copied().or(stalled.then_some(CloseReason::WriteStalled))
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
+    /// Its client has gone: from here on it is neither counted nor found.
+    pub(crate) fn end(&self) {
+        if self.ended.swap(true, Ordering::AcqRel) {
+            return;
+        }
         self.sessions.metrics.sessions.of((self.transport(), self.protocol)).dec();
         let mut open = self.sessions.lock();
         open.by_number.remove(&self.number);
@@ -217,5 +222,23 @@ impl Drop for Session {
         if open.by_number.is_empty() {
             self.sessions.emptied.notify_waiters();
         }
+    }
+
+    /// Why the node closed it, if it did.
+    pub(crate) fn close_reason(&self) -> Option<CloseReason> {
+        let stalled = self.websocket.get().is_some_and(|conn| conn.stalled());
+        self.closing.get().copied().or(stalled.then_some(CloseReason::WriteStalled))
+    }
+}
+
+impl Owner for Session {
+    fn connection_gone(&self) {
+        self.end();
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.end();
     }
 }

@@ -44,13 +44,8 @@ pub(crate) struct Accepted {
 
 /// What there is to do.
 pub(crate) enum Task {
-    /// Hand a packet to its recipients.
-    Deliver {
-        packet: Packet,
-        opts: BroadcastOptions,
-        /// The room in which the sender must be.
-        member_of: Option<String>,
-    },
+    /// Hand a packet to its recipients: the members of the room, if there is one.
+    Deliver { packet: Packet, room: Option<String> },
     /// The sender joins a room.
     Join(String),
     /// The sender leaves a room.
@@ -131,13 +126,12 @@ impl Worker {
     async fn carry_out(&self, event: Accepted) {
         let Accepted { socket, namespace, rule, task, reply, .. } = event;
         let outcome = match task {
-            Task::Deliver { packet, opts, member_of } => {
-                let rooms = || namespace.rooms(socket.id);
-                if member_of.is_some_and(|room| !rooms().contains(room.as_str())) {
-                    Outcome::NotJoined
-                } else {
-                    self.deliver(&namespace, packet, opts).await;
+            Task::Deliver { packet, room } => {
+                if rule.admits(room.as_deref(), || namespace.rooms(socket.id)) {
+                    self.deliver(&namespace, packet, rule.recipients(socket.id, room)).await;
                     Outcome::Ok
+                } else {
+                    Outcome::NotJoined
                 }
             }
             Task::Join(room) => self.join(&namespace, &socket, room),
@@ -147,7 +141,7 @@ impl Worker {
             }
         };
         rule.count(outcome);
-        reply.send(outcome);
+        reply.send(outcome, &rule.name);
     }
 
     async fn deliver(&self, namespace: &Namespace, packet: Packet, opts: BroadcastOptions) {

@@ -14,7 +14,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     task::{Context, Poll, ready},
@@ -39,11 +39,18 @@ const CLOSE_PACKET: [u8; 7] = [0x81, 0x81, 0, 0, 0, 0, b'1'];
 const CLOSING: u8 = 1;
 const ABORTED: u8 = 2;
 
+/// Who has to know when a WebSocket's connection is gone.
+pub(crate) trait Owner: Send + Sync {
+    /// The connection has been dropped.
+    fn connection_gone(&self);
+}
+
 /// What others hold of a connection.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct ConnHandle {
     state: AtomicU8,
-    websocket: AtomicBool,
+    // Set once the connection is a WebSocket.
+    owner: OnceLock<Weak<dyn Owner>>,
     stalled: AtomicBool,
     // Reading and writing happen in two tasks once the engine has split the WebSocket.
     reader: AtomicWaker,
@@ -52,8 +59,9 @@ pub(crate) struct ConnHandle {
 
 impl ConnHandle {
     /// From here on the client speaks WebSocket: the `101` response is on its way.
-    pub(crate) fn upgraded(&self) {
-        self.websocket.store(true, Ordering::Release);
+    pub(crate) fn upgraded(&self, owner: Weak<dyn Owner>) {
+        let first = self.owner.set(owner);
+        debug_assert!(first.is_ok(), "a connection is upgraded once");
     }
 
     /// Ends the session: what is queued for the client still goes out, then the transport closes.
@@ -153,6 +161,9 @@ impl Conn {
 impl Drop for Conn {
     fn drop(&mut self) {
         self.metrics.connections.dec();
+        if let Some(owner) = self.handle.owner.get().and_then(Weak::upgrade) {
+            owner.connection_gone();
+        }
     }
 }
 
@@ -164,7 +175,7 @@ impl AsyncRead for Conn {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.handle.reader.register(cx.waker());
-        let websocket = this.handle.websocket.load(Ordering::Acquire);
+        let websocket = this.handle.owner.get().is_some();
         let state = this.handle.state();
         if state == ABORTED {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));

@@ -1,0 +1,161 @@
+//! The `antiphon` command as people and init systems meet it.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    net::TcpListener,
+    process::{Child, Command, Output, Stdio},
+};
+
+use serde_json::json;
+
+use crate::client::Client;
+
+fn antiphon(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_antiphon"));
+    command.args(args).stdin(Stdio::null());
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ANTIPHON__")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn output(command: &mut Command) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = command.output().expect("it starts");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    (status.code(), text(stdout), text(stderr))
+}
+
+/// A node that is ended with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    /// Starts a node; returns it with its first lines, up to the one that says where it serves.
+    fn start(args: &[&str]) -> (Self, BufReader<std::process::ChildStderr>, String) {
+        let mut child = antiphon(args).stderr(Stdio::piped()).spawn().expect("it starts");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped"));
+        let mut seen = String::new();
+        while !seen.contains("Antiphon serves") {
+            assert!(lines.read_line(&mut seen).expect("UTF-8") > 0, "it ended: {seen}");
+        }
+        (Self(child), lines, seen)
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.0.id().to_string()]).status();
+        assert!(status.expect("kill is there").success());
+    }
+}
+
+#[test]
+fn mistakes_are_reported_together_and_nothing_is_started() {
+    let mut command = antiphon(&["check-config", "--set", "server.listn=:5000"]);
+    command.env("ANTIPHON__LIMITS__MAX_MESSAGE_BYTES", "huge").env("ANTIPHON__NO__SUCH", "1");
+    let (code, stdout, stderr) = output(&mut command);
+    assert_eq!((code, &*stdout), (Some(64), ""));
+    for part in [
+        "server.listn",
+        "did you mean",
+        "ANTIPHON__LIMITS__MAX_MESSAGE_BYTES",
+        "huge",
+        "ANTIPHON__NO__SUCH",
+    ] {
+        assert!(stderr.contains(part), "{part}: {stderr}");
+    }
+    let (code, _, stderr) = output(&mut antiphon(&["--no-such-flag"]));
+    assert_eq!(code, Some(64), "{stderr}");
+    let (code, _, stderr) = output(&mut antiphon(&["--config", "/no/such/file.toml"]));
+    assert_eq!(code, Some(64));
+    assert!(stderr.contains("/no/such/file.toml"), "{stderr}");
+}
+
+#[test]
+fn layers_apply_in_their_order_and_secrets_stay_hidden() {
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("a temporary file");
+    let text = "[server]\nlisten = \"127.0.0.1:1001\"\nbacklog = 11\n[admin]\ntoken = \"hidden\"\n";
+    std::fs::write(file.path(), text).expect("written");
+    let path = file.path().to_str().expect("UTF-8");
+    let mut command =
+        antiphon(&["print-config", "--config", path, "--set", "session.ping_interval=3s"]);
+    command.env("ANTIPHON__SERVER__LISTEN", "127.0.0.1:1002");
+    command.env("ANTIPHON__SESSION__PING_INTERVAL", "2s");
+    let (code, stdout, stderr) = output(&mut command);
+    assert_eq!(code, Some(0), "{stderr}");
+    for line in
+        ["listen = \"127.0.0.1:1002\"", "backlog = 11", "ping_interval = \"3s\"", "<redacted>"]
+    {
+        assert!(stdout.contains(line), "{line}: {stdout}");
+    }
+    assert!(!stdout.contains("hidden"), "{stdout}");
+    assert_eq!(output(&mut antiphon(&["check-config"])).0, Some(0));
+}
+
+#[test]
+fn a_port_in_use_is_named_with_what_to_do() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("bound").to_string();
+    let (code, _, stderr) = output(&mut antiphon(&["--listen", &address]));
+    assert_eq!(code, Some(1));
+    for part in [&*address, "server.listen", "another program has port", "ss -ltnp"] {
+        assert!(stderr.contains(part), "{part}: {stderr}");
+    }
+}
+
+#[tokio::test]
+async fn a_newcomer_sees_where_it_serves_and_who_comes_and_goes() {
+    let free = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+    let args = [&free[..], &["--set", "node.id=n1", "--set", "drain.spread=0s"]].concat();
+    let args = [&args[..], &["--set", "log.filter=debug"]].concat();
+    let (mut node, mut lines, start) = Running::start(&args);
+    for part in
+        ["http://127.0.0.1:", "/socket.io/", "n1", "single node", "admin=\"http://127.0.0.1:"]
+    {
+        assert!(start.contains(part), "{part}: {start}");
+    }
+    let address = start.split("http://").nth(1).and_then(|rest| rest.split("/socket.io").next());
+    let address = address.expect("the address").parse().expect("an address");
+    let mut client = Client::connect(address).await;
+    client.ask(1, json!(["chat_message", "a secret between friends"])).await;
+    client.leave().await;
+
+    node.signal("-TERM");
+    let mut log = String::new();
+    lines.read_to_string(&mut log).expect("UTF-8");
+    assert_eq!(node.0.wait().expect("ended").code(), Some(0), "{log}");
+    for part in [
+        "connected client=1",
+        "address=127.0.0.1",
+        "event=\"chat_message\"",
+        "reason=\"transport_close\"",
+        "drained",
+    ] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+    assert!(!log.contains("friends"), "no payload in the log: {log}");
+}
+
+#[tokio::test]
+async fn a_second_signal_hurries() {
+    let free = ["--listen", "127.0.0.1:0", "--set", "admin.listen="];
+    let slow = ["--set", "drain.spread=1h", "--set", "drain.deadline=2h"];
+    let (mut node, mut lines, start) = Running::start(&[&free[..], &slow].concat());
+    let address = start.split("http://").nth(1).and_then(|rest| rest.split("/socket.io").next());
+    let address = address.expect("the address").parse().expect("an address");
+    let _a = Client::connect(address).await;
+    let _b = Client::connect(address).await;
+    node.signal("-INT");
+    let mut line = String::new();
+    while !line.contains("draining") {
+        assert!(lines.read_line(&mut line).expect("UTF-8") > 0, "it ended: {line}");
+    }
+    node.signal("-INT");
+    let mut log = String::new();
+    lines.read_to_string(&mut log).expect("UTF-8");
+    assert_eq!(node.0.wait().expect("ended").code(), Some(0), "{log}");
+}

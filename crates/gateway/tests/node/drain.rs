@@ -1,0 +1,100 @@
+//! P5: a deploy is not a storm.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::{
+    client::{Client, Packet},
+    harness::{TestNode, get},
+};
+
+#[tokio::test]
+async fn sessions_are_closed_in_batches_and_without_a_disconnect_packet() {
+    let spread = Duration::from_millis(600);
+    let node = TestNode::start(&[("drain.spread", "600ms")]).await;
+    let mut clients = Vec::new();
+    for _ in 0..12 {
+        clients.push(Client::connect(node.address).await);
+    }
+    assert_eq!(get(node.admin, "/readyz").await.0, 200);
+    let started = Instant::now();
+    node.shutdown.drain.cancel();
+    let mut closed = Vec::new();
+    for client in &mut clients {
+        // Anything but the end of the transport, a DISCONNECT packet above all, is wrong.
+        assert_eq!(client.next().await, Packet::Closed);
+        closed.push(started.elapsed());
+    }
+    node.ended().await;
+    let last = closed.iter().max().expect("twelve");
+    assert!(*last >= spread / 2, "spread over the time, not at once: {closed:?}");
+    assert!(closed[0] < spread / 2, "beginning at the start: {closed:?}");
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_delivered_first() {
+    let node = TestNode::start(&[("drain.spread", "0s")]).await;
+    let mut reader = Client::connect(node.address).await;
+    let mut sender = Client::connect(node.address).await;
+    let filler = "x".repeat(2000);
+    for number in 0..500 {
+        sender.ask(number, json!(["chat_message", number, filler])).await;
+    }
+    node.shutdown.drain.cancel();
+    for number in 0..500 {
+        assert_eq!(reader.event().await[1], number);
+    }
+    assert_eq!(reader.next().await, Packet::Closed);
+    node.ended().await;
+}
+
+#[tokio::test]
+async fn a_draining_node_is_unready_and_sends_newcomers_elsewhere() {
+    let node = TestNode::start(&[("drain.spread", "10s"), ("drain.deadline", "15s")]).await;
+    let polling = get(node.address, "/socket.io/?EIO=4&transport=polling").await;
+    assert_eq!(polling.0, 200);
+    let mut oldest = Client::connect(node.address).await;
+    let mut youngest = Client::connect(node.address).await;
+    node.shutdown.drain.cancel();
+    node.until("antiphon_gateway_draining ", 1.0).await;
+    let (status, body) = get(node.admin, "/readyz").await;
+    assert_eq!((status, &*body), (503, r#"{"ready":false,"conditions":{"not_draining":false}}"#));
+    assert_eq!(get(node.admin, "/healthz").await.0, 200, "unready is not dead");
+
+    let url = format!("http://{}/socket.io/?EIO=4&transport=polling", node.address);
+    let refused = reqwest::get(url).await.expect("an answer");
+    assert_eq!(refused.status().as_u16(), 503);
+    assert_eq!(refused.headers()["retry-after"], "5");
+    // Those who are still connected are served until their turn comes.
+    let answer = youngest.ask(1, json!(["server_message"])).await;
+    assert_eq!(answer, json!([{ "ok": true }]));
+
+    node.shutdown.hurry.cancel();
+    let hurried = Instant::now();
+    assert_eq!(youngest.next().await, Packet::Event(vec![json!("server_message")], vec![]));
+    assert_eq!(youngest.next().await, Packet::Closed);
+    assert_eq!(oldest.next().await, Packet::Closed);
+    node.ended().await;
+    assert!(hurried.elapsed() < Duration::from_secs(5), "a second signal hurries");
+}
+
+#[tokio::test]
+async fn polling_sessions_are_closed_through_the_engine() {
+    let node = TestNode::start(&[("drain.spread", "100ms")]).await;
+    let open = get(node.address, "/socket.io/?EIO=4&transport=polling").await.1;
+    let open: serde_json::Value = serde_json::from_str(&open[1..]).expect("an open packet");
+    let sid = open["sid"].as_str().expect("an id");
+    let path = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
+    assert_eq!(get(node.address, &path).await, (200, "2".to_owned()), "the first ping");
+    let (address, waiting) = (node.address, path.clone());
+    let received = node.metric("antiphon_gateway_received_bytes_total").await;
+    let poll = tokio::spawn(async move { get(address, &waiting).await });
+    while node.metric("antiphon_gateway_received_bytes_total").await == received {}
+    node.shutdown.drain.cancel();
+    let (status, body) = poll.await.expect("an answer to the poll that was waiting");
+    assert_eq!(status, 200);
+    assert!(!body.contains("41"), "no DISCONNECT packet: {body}");
+    node.ended().await;
+}

@@ -1,0 +1,12 @@
+//! A whole node, in this process or as the real binary, and clients that speak to it over real sockets.
+
+mod bad_input;
+mod client;
+mod command;
+mod drain;
+mod examples;
+mod harness;
+mod order;
+mod proxies;
+mod rules;
+mod slow;
