@@ -32,6 +32,7 @@ use socketioxide::socket::Sid;
 
 use crate::{
     config::{AllowedOrigins, Config},
+    eio3,
     net::{Admission, Peer, client_address},
     sessions::{Session, Sessions},
 };
@@ -137,7 +138,8 @@ async fn admit(
     if request.method() == Method::POST {
         return within(gate.config.server.request_body_timeout, next.run(request)).await;
     }
-    Ok(next.run(request).await)
+    let polled = next.run(request).await;
+    Ok(if query.protocol == Protocol::Eio3 { repaired(polled).await } else { polled })
 }
 
 async fn websocket(
@@ -168,17 +170,31 @@ async fn identify(session: &Arc<Session>, response: Response) -> Response {
     struct Open {
         sid: Sid,
     }
-    let (head, body) = response.into_parts();
+    with_body(response, |body| {
+        // `0{…}`, or `97:0{…}` in Engine.IO 3.
+        let json = body.iter().position(|byte| *byte == b'{').map(|at| &body[at..]);
+        if let Some(Ok(open)) = json.map(serde_json::from_slice::<Open>) {
+            session.identify(open.sid);
+        }
+        None
+    })
+    .await
+}
+
+async fn repaired(response: Response) -> Response {
+    with_body(response, eio3::repair).await
+}
+
+/// Lets `look` see the body of an engine's answer, which is in memory, and replace it.
+async fn with_body(response: Response, look: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> Response {
+    let (mut head, body) = response.into_parts();
     let Ok(body) = body.collect().await else {
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response(); // The body is in memory.
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response(); // It has no way to fail.
     };
     let body = body.to_bytes();
-    // `0{…}`, or `97:0{…}` in Engine.IO 3.
-    let json = body.iter().position(|byte| *byte == b'{').map(|at| &body[at..]);
-    if let Some(Ok(open)) = json.map(serde_json::from_slice::<Open>) {
-        session.identify(open.sid);
-    }
-    Response::from_parts(head, Body::from(body))
+    let Some(other) = look(&body) else { return Response::from_parts(head, Body::from(body)) };
+    head.headers.insert(header::CONTENT_LENGTH, other.len().into());
+    Response::from_parts(head, Body::from(other))
 }
 
 async fn within(

@@ -6,6 +6,7 @@
 mod admin;
 pub mod config;
 mod door;
+mod eio3;
 mod events;
 mod handshake;
 mod lifecycle;

@@ -3,7 +3,10 @@
 use std::{convert::Infallible, sync::Arc};
 
 use antiphon_adapter::Cluster;
-use antiphon_metrics::{GatewayMetrics, Registry, gateway::Protocol};
+use antiphon_metrics::{
+    GatewayMetrics, Registry,
+    gateway::{Protocol, Transport},
+};
 use axum::{Router, body::Body, middleware};
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use socketioxide::{ParserConfig, SocketIo, TransportType, service::SocketIoService};
@@ -138,11 +141,11 @@ async fn close_polling_sessions(
         };
         let uri = format!("{path}/?EIO={revision}&transport=polling&sid={sid}");
         let Ok(request) = Request::post(uri).body(Body::from(body)) else { continue };
-        let answer: Result<_, Infallible> = engine.clone().oneshot(request).await;
-        // Anything else: it had gone already, or over to a WebSocket, which is closed another way.
-        if answer.is_ok_and(|answer| answer.status() == StatusCode::OK)
-            && let Some(session) = sessions.find(sid)
-        {
+        let _: Result<_, Infallible> = engine.clone().oneshot(request).await;
+        // Either the engine has closed it now, or it had before; unless it has gone over to a
+        // WebSocket, which is closed in another way.
+        let session = sessions.find(sid);
+        if let Some(session) = session.filter(|one| one.transport() == Transport::Polling) {
             session.end();
         }
     }

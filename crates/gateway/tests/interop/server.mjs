@@ -1,0 +1,127 @@
+// Starts and stops the server under test: the binary named by ANTIPHON_BIN, or the
+// Node reference server if ANTIPHON_REFERENCE is set.
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { createServer, connect as tcpConnect } from "node:net";
+import { fileURLToPath } from "node:url";
+
+/** Set when the server is the Node one: then what only Antiphon does is not asked for. */
+export const REFERENCE = process.env.ANTIPHON_REFERENCE ?? "";
+/** A reason to skip what only Antiphon does, or false. The acks variant of the reference does it too. */
+export const antiphonOnly = REFERENCE && REFERENCE !== "acks" ? "Antiphon only" : false;
+
+const START_DEADLINE_MS = 15_000;
+// A drain may be paced, but a handful of clients must not take longer than this.
+const STOP_DEADLINE_MS = 20_000;
+const OUTPUT_KEPT_CHARS = 16_000;
+
+function commandLine(port) {
+  const args = ["--listen", `127.0.0.1:${port}`, "--set", "admin.listen="];
+  if (REFERENCE) {
+    return [process.execPath, [fileURLToPath(new URL("reference.mjs", import.meta.url)), ...args]];
+  }
+  if (!process.env.ANTIPHON_BIN) {
+    throw new Error("set ANTIPHON_BIN to the path of the server binary (or ANTIPHON_REFERENCE=1)");
+  }
+  return [process.env.ANTIPHON_BIN, args];
+}
+
+/**
+ * A free port below the range that outgoing connections use: a port from within it could be taken, while
+ * the server is down for a restart, by the very client that tries to reach it.
+ */
+async function freePort() {
+  for (let attempt = 0; attempt < 100; attempt++) {
+    const port = 20_000 + Math.floor(Math.random() * 10_000);
+    const probe = createServer();
+    const free = await new Promise((resolve) => {
+      probe.once("error", () => resolve(false));
+      probe.listen(port, "127.0.0.1", () => probe.close(() => resolve(true)));
+    });
+    if (free) return port;
+  }
+  throw new Error("no free port between 20000 and 30000");
+}
+
+/** Whether somebody listens there: one attempt to open a TCP connection. */
+function listens(port) {
+  return new Promise((resolve) => {
+    const probe = tcpConnect(port, "127.0.0.1");
+    probe.once("error", () => resolve(false));
+    probe.once("connect", () => {
+      probe.destroy();
+      resolve(true);
+    });
+  });
+}
+
+export class Server {
+  #child = null;
+  #output = "";
+
+  constructor(port) {
+    this.port = port;
+    this.url = `http://127.0.0.1:${port}`;
+  }
+
+  async start() {
+    const [program, args] = commandLine(this.port);
+    const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
+    this.#child = child;
+    let failed = null;
+    child.once("error", (error) => (failed = error.message));
+    child.once("exit", (code, signal) => (failed ??= `exited with ${signal ?? code}`));
+    for (const stream of [child.stdout, child.stderr]) {
+      stream.setEncoding("utf8");
+      stream.on("data", (text) => (this.#output = (this.#output + text).slice(-OUTPUT_KEPT_CHARS)));
+    }
+    const deadline = Date.now() + START_DEADLINE_MS;
+    while (!(await listens(this.port))) {
+      if (failed) throw this.#error(`${program} did not start: ${failed}`);
+      if (Date.now() > deadline) {
+        child.kill("SIGKILL");
+        throw this.#error(`${program} did not listen on port ${this.port} within ${START_DEADLINE_MS} ms`);
+      }
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    return this;
+  }
+
+  /** SIGTERM to our own child; it must end by itself, with code 0, and must not have panicked. */
+  async stop() {
+    const child = this.#child;
+    this.#child = null;
+    if (!child) return;
+    if (child.exitCode !== null || child.signalCode !== null) {
+      throw this.#error(`the server ended by itself with ${child.signalCode ?? child.exitCode}`);
+    }
+    const ended = once(child, "exit");
+    child.kill("SIGTERM");
+    const timer = setTimeout(() => child.kill("SIGKILL"), STOP_DEADLINE_MS);
+    const [code, signal] = await ended;
+    clearTimeout(timer);
+    if (code !== 0) {
+      throw this.#error(`after SIGTERM the server ended with ${signal ?? `exit code ${code}`}, not 0`);
+    }
+    if (/panicked at/.test(this.#output)) throw this.#error("the server panicked");
+  }
+
+  kill() {
+    this.#child?.kill("SIGKILL");
+  }
+
+  #error(message) {
+    return new Error(`${message}; it printed:\n${this.#output.trim() || "(nothing)"}`);
+  }
+}
+
+// For when this test process ends early: leaves no server behind.
+const servers = new Set();
+process.once("exit", () => servers.forEach((server) => server.kill()));
+
+/** Starts a server on a free port. Whoever starts it stops it. */
+export async function startServer() {
+  const server = new Server(await freePort());
+  servers.add(server);
+  return server.start();
+}

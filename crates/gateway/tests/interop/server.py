@@ -1,0 +1,104 @@
+"""Starts and stops the server under test, as server.mjs does for the JavaScript clients."""
+
+import atexit
+import os
+import random
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+REFERENCE = os.environ.get("ANTIPHON_REFERENCE", "")
+# The Node server does not acknowledge; its "acks" variant does, as Antiphon.
+ANTIPHON_ONLY_SKIPPED = bool(REFERENCE) and REFERENCE != "acks"
+
+START_DEADLINE_S = 15
+STOP_DEADLINE_S = 20
+
+
+def _command(port):
+    args = ["--listen", f"127.0.0.1:{port}", "--set", "admin.listen="]
+    if REFERENCE:
+        return [shutil.which("node") or "node", os.path.join(HERE, "reference.mjs"), *args]
+    if "ANTIPHON_BIN" not in os.environ:
+        raise RuntimeError("set ANTIPHON_BIN to the path of the server binary (or ANTIPHON_REFERENCE=1)")
+    return [os.environ["ANTIPHON_BIN"], *args]
+
+
+def _free_port():
+    """Below the range of outgoing connections: nobody takes it while the server restarts."""
+    for _ in range(100):
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise RuntimeError("no free port between 20000 and 30000")
+
+
+class Server:
+    """A server process on a port of its own. Whoever starts it stops it."""
+
+    def __init__(self):
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._child = None
+        # A file, not a pipe: nobody has to read it for the server to go on.
+        self._output = tempfile.TemporaryFile()
+        atexit.register(self.kill)
+
+    def start(self):
+        self._child = subprocess.Popen(
+            _command(self.port), stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + START_DEADLINE_S
+        while not self._listens():
+            if self._child.poll() is not None:
+                raise self._error(f"the server did not start: it exited with {self._child.returncode}")
+            if time.monotonic() > deadline:
+                self._child.kill()
+                raise self._error(f"the server did not listen on port {self.port} within {START_DEADLINE_S} s")
+            time.sleep(0.02)
+        return self
+
+    def _listens(self):
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            return True
+        except OSError:
+            return False
+
+    def stop(self):
+        """SIGTERM to our own child; it must end by itself, with code 0, and must not have panicked."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        if child.poll() is not None:
+            raise self._error(f"the server ended by itself with {child.returncode}")
+        child.terminate()
+        try:
+            code = child.wait(STOP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+            raise self._error(f"the server did not end within {STOP_DEADLINE_S} s after SIGTERM") from None
+        if code != 0:
+            raise self._error(f"after SIGTERM the server ended with {code}, not 0")
+        if "panicked at" in self._printed():
+            raise self._error("the server panicked")
+
+    def kill(self):
+        """For when this process ends early: leaves no server behind."""
+        if self._child is not None:
+            self._child.kill()
+
+    def _printed(self):
+        self._output.seek(0)
+        return self._output.read().decode(errors="replace")
+
+    def _error(self, message):
+        return RuntimeError(f"{message}; it printed:\n{self._printed()[-8000:].strip() or '(nothing)'}")
