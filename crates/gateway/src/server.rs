@@ -43,6 +43,14 @@ pub struct Node {
 impl Node {
     /// Assembles a node. Needs a tokio runtime, for the tasks that it starts; listens to nothing yet.
     pub fn new(config: Config) -> Result<Self, antiphon_metrics::Error> {
+        let nothing = Router::new().fallback(async |uri: Uri| {
+            (StatusCode::NOT_FOUND, format!("nothing at {}\n", uri.path()))
+        });
+        Self::with_routes(config, nothing)
+    }
+
+    /// The same, answering requests for other paths than `server.path` with `routes`.
+    pub fn with_routes(config: Config, routes: Router) -> Result<Self, antiphon_metrics::Error> {
         let config = Arc::new(config);
         let registry = Registry::new();
         let metrics = Arc::new(GatewayMetrics::register(&registry)?);
@@ -51,7 +59,7 @@ impl Node {
         let (stage, worker) = stage(&config.stage, max_rooms, Arc::clone(&metrics));
 
         let cluster = Cluster::new(Arc::clone(&sessions) as _);
-        let (engine, io) = engine(&config, cluster.clone());
+        let (engine, io) = engine(&config, cluster.clone(), routes);
         for path in &config.namespaces {
             let rules = Rules::new(&config, path, &metrics)?;
             let metrics = Arc::clone(&metrics);
@@ -75,7 +83,7 @@ impl Node {
 
 type Engine = SocketIoService<Router, Adapter>;
 
-fn engine(config: &Config, cluster: Cluster) -> (Engine, SocketIo<Adapter>) {
+fn engine(config: &Config, cluster: Cluster, routes: Router) -> (Engine, SocketIo<Adapter>) {
     let Config { server, session, limits, .. } = config;
     let parser = ParserConfig::common()
         .max_incoming_binaries(limits.max_attachments)
@@ -98,9 +106,7 @@ fn engine(config: &Config, cluster: Cluster) -> (Engine, SocketIo<Adapter>) {
         (false, true) => builder.transports([TransportType::Websocket]),
         _ => builder.transports([TransportType::Polling, TransportType::Websocket]),
     };
-    let elsewhere = Router::new()
-        .fallback(async |uri: Uri| (StatusCode::NOT_FOUND, format!("nothing at {}\n", uri.path())));
-    builder.with_adapter::<Adapter>(cluster).build_with_inner_svc(elsewhere)
+    builder.with_adapter::<Adapter>(cluster).build_with_inner_svc(routes)
 }
 
 /// CORS outside, so that its headers are on refusals too; then the gate; then the engine.

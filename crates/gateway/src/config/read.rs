@@ -11,6 +11,9 @@ use super::{
     load::Table,
 };
 
+/// What is printed in place of a secret. Nobody may end up with a secret that stands in the manual.
+const REDACTED: &str = "<redacted>";
+
 /// The value is missing or wrong, and that has been noted.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Noted;
@@ -180,7 +183,11 @@ impl<'a> Section<'a> {
                 return Err(self.note_unshown(key, right.to_owned(), value));
             }
         };
-        let shown = if text.is_empty() { "" } else { "<redacted>" };
+        if text == REDACTED {
+            let right = "this stands where print-config hid the secret: put the secret itself";
+            return Err(self.note_unshown(key, right.to_owned(), value));
+        }
+        let shown = if text.is_empty() { "" } else { REDACTED };
         self.print(key, &toml::Value::String(shown.to_owned()));
         Ok((!text.is_empty()).then(|| Secret(text.clone())))
     }

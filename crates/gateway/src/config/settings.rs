@@ -453,6 +453,10 @@ fn event_name(value: &Value) -> Parsed<String> {
         Ok(name) if RESERVED_EVENTS.contains(&name.as_str()) => {
             Err("is reserved by Socket.IO; want another name".to_owned())
         }
+        // socketioxide closes a client that sends a name with an escape in it.
+        Ok(name) if name.contains(|c: char| c.is_control() || c == '"' || c == '\\') => {
+            Err("has a character that JSON escapes; want a name without".to_owned())
+        }
         Ok(name) if !name.is_empty() => Ok(name),
         _ => Err("want the name of an event".to_owned()),
     }

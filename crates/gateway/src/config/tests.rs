@@ -273,6 +273,7 @@ fn events_that_are_wrong() {
         ("action = \"echo\"\nrequire_joined = true", "require_joined: only goes with"),
         ("action = \"echo\"\nvolatile = true", "volatile: only goes with"),
         ("action = \"echo\"\nas = \"connect\"", "as: is reserved by Socket.IO"),
+        ("action = \"echo\"\nas = 'a\"b'", "as: has a character that JSON escapes"),
         ("action = \"broadcast\"\nas = \"x\"", r#"as: only goes with the action "echo""#),
         ("action = \"broadcast\"\nrequire_joined = false", "require_joined: only goes with"),
         ("action = \"join\"\nvolatile = false", "volatile: only goes with"),
@@ -463,6 +464,7 @@ fn secrets_are_never_shown() {
     for file in [
         "admin.token = \"s3cret with a space\"",
         "admin.token = [\"s3cret\"]",
+        "admin.token = \"<redacted>\" # s3cret",
         "admin.token.s3cretkey = \"s3cret\"",
         "admin.tokn = \"s3cret\"",
         "admin = \"s3cret\"",
@@ -489,7 +491,7 @@ fn what_prints_loads_again_as_the_same_settings() {
         [limits]
         max_message_bytes = "64KiB"
     "#;
-    let odd_name = "[[event]]\nname = \"\\\"a\\nb\\t\"\naction = \"echo\"\nas = \"ä\"";
+    let odd_name = "[[event]]\nname = \"a b'ü\"\naction = \"echo\"\nas = \"ä\"";
     let mut files = vec![
         ("defaults".to_owned(), String::new()),
         ("strange".to_owned(), strange.into()),
