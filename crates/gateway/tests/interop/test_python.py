@@ -49,7 +49,7 @@ def short(value):
 class Client:
     """A connected client whose events are read one by one, none skipped."""
 
-    def __init__(self, server, transport, reconnection=False, **options):
+    def __init__(self, server, transport, reconnection=False, connect=True, **options):
         self.server = server
         self.transport = transport
         self.name = f"python {transport}"
@@ -62,7 +62,8 @@ class Client:
             sio.on(event, lambda *args, event=event: self._arrived.put((event, list(args))))
         sio.on("connect", self.connected.set)
         sio.on("disconnect", self._on_disconnect)
-        self.connect(**options)
+        if connect:
+            self.connect(**options)
 
     def connect(self, query="", **options):
         url = f"{self.server.url}{query}"
@@ -163,17 +164,17 @@ class Messages:
         self.two.expect("chat_message", "marker")
 
     def test_unknown_namespace_is_refused(self):
-        sio = socketio.Client(reconnection=False)
+        client = self.client(connect=False)
         refusals = queue.Queue()
-        sio.on("connect_error", refusals.put, namespace="/no-such-namespace")
-        with self.assertRaises(socketio.exceptions.ConnectionError):
-            sio.connect(
-                self.server.url,
-                transports=TRANSPORTS[self.transport],
-                namespaces=["/no-such-namespace"],
-                wait_timeout=DEADLINE_S,
-            )
+        connections = queue.Queue()
+        client.sio.on("connect_error", refusals.put, namespace="/no-such-namespace")
+        client.sio.on("connect", lambda: connections.put("a namespace that does not exist"), "/no-such-namespace")
+        client.connect(namespaces=["/", "/no-such-namespace"], wait=False)
         self.assertEqual(refusals.get(timeout=DEADLINE_S), {"message": "Invalid namespace"})
+        self.assertTrue(client.connected.wait(DEADLINE_S))
+        client.emit("server_message", "the other namespace is there")
+        client.expect("server_message", "the other namespace is there")
+        self.assertTrue(connections.empty())
 
     def test_connects_with_auth_headers_and_query(self):
         headers = {"Origin": "http://chat.example", "Authorization": "Bearer x"}
