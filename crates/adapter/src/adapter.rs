@@ -10,25 +10,41 @@ use std::{
 };
 
 use socketioxide_core::{
-    Sid,
+    Sid, Value,
     adapter::{
         BroadcastFlags, BroadcastOptions, CoreAdapter, CoreLocalAdapter, DefinedAdapter, Room,
         SocketEmitter,
         errors::{BroadcastError, SocketError},
     },
-    packet::Packet,
+    packet::{Packet, PacketData},
 };
 
 /// Recipients served before the delivering task lets others run. Large enough that the switch
 /// (about a microsecond) is lost among the deliveries (about a third of one each).
 pub const DELIVERIES_PER_TURN: usize = 256;
 
-/// Is told of recipients that do not keep up.
-pub trait Lagging: Send + Sync + 'static {
-    /// The queue of `sid` was full, so a packet was not put into it: from here on the client would
-    /// miss events without knowing. The callee closes its connection. Called from the delivering
-    /// task, and again for every packet until the socket is gone: it must be quick.
-    fn lagging(&self, sid: Sid);
+/// What the node knows of the connections behind the sockets.
+pub trait Recipients: Send + Sync + 'static {
+    /// Asked before each delivery: may `bytes` more wait for `sid`? [`Admission::Queue`] takes note of
+    /// them. Called for every recipient of every packet: it must be quick.
+    fn admit(&self, sid: Sid, bytes: usize, volatile: bool) -> Admission;
+
+    /// The engine's queue for `sid` was full all the same, so a packet was not put into it: from here
+    /// on the client would miss events without knowing. The callee closes its connection.
+    fn queue_full(&self, sid: Sid);
+}
+
+/// Whether a packet may be put into a recipient's queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// It may.
+    Queue,
+    /// The recipient is behind and the packet is volatile: it goes without.
+    Skip,
+    /// Too much is waiting for the recipient, and its connection is being closed for that.
+    TooSlow,
+    /// It has left.
+    Gone,
 }
 
 /// What became of one packet.
@@ -36,8 +52,10 @@ pub trait Lagging: Send + Sync + 'static {
 pub struct Delivered {
     /// Recipients whose queue took it.
     pub queued: u64,
-    /// Recipients whose queue was full.
-    pub lagging: u64,
+    /// Recipients that went without because they were behind and the packet was volatile.
+    pub skipped: u64,
+    /// Recipients that are being closed because too much was waiting for them.
+    pub too_slow: u64,
     /// Recipients that left in the meantime.
     pub gone: u64,
 }
@@ -49,13 +67,13 @@ pub struct Cluster(Arc<Shared>);
 struct Shared {
     // Written once for each namespace, when the node starts; read to find one.
     namespaces: RwLock<HashMap<String, Weak<dyn Local>>>,
-    lagging: Arc<dyn Lagging>,
+    recipients: Arc<dyn Recipients>,
 }
 
 impl Cluster {
     /// A node by itself.
-    pub fn new(lagging: Arc<dyn Lagging>) -> Self {
-        Self(Arc::new(Shared { namespaces: RwLock::default(), lagging }))
+    pub fn new(recipients: Arc<dyn Recipients>) -> Self {
+        Self(Arc::new(Shared { namespaces: RwLock::default(), recipients }))
     }
 
     /// The namespace at `path`, once socketioxide has made it.
@@ -101,25 +119,51 @@ pub struct ClusterAdapter<E> {
 impl<E: SocketEmitter> ClusterAdapter<E> {
     async fn deliver(&self, packet: Packet, opts: BroadcastOptions) -> Delivered {
         let volatile = opts.has_flag(BroadcastFlags::Volatile);
+        let bytes = payload_bytes(&packet);
         let mut delivered = Delivered::default();
         for (served, sid) in self.local.sockets(opts).into_iter().enumerate() {
             if served % DELIVERIES_PER_TURN == DELIVERIES_PER_TURN - 1 {
                 tokio::task::yield_now().await;
             }
-            let mut only = BroadcastOptions::new(sid);
-            if volatile {
-                only.add_flag(BroadcastFlags::Volatile);
-            }
-            match self.local.broadcast(packet.clone(), only) {
-                Ok(()) => delivered.queued += 1,
-                Err(errors) if matches!(errors[..], [SocketError::InternalChannelFull]) => {
-                    delivered.lagging += 1;
-                    self.shared.lagging.lagging(sid);
-                }
-                Err(_) => delivered.gone += 1,
-            }
+            let count = match self.shared.recipients.admit(sid, bytes, volatile) {
+                Admission::Queue => match self.enqueue(sid, packet.clone()) {
+                    Admission::Queue => &mut delivered.queued,
+                    Admission::TooSlow => &mut delivered.too_slow,
+                    Admission::Skip | Admission::Gone => &mut delivered.gone,
+                },
+                Admission::Skip => &mut delivered.skipped,
+                Admission::TooSlow => &mut delivered.too_slow,
+                Admission::Gone => &mut delivered.gone,
+            };
+            *count += 1;
         }
         delivered
+    }
+
+    /// Puts a packet into one socket's queue. Volatile packets too: socketioxide's own slot for them
+    /// keeps the newest of all senders and events, and does not keep their order with other packets.
+    fn enqueue(&self, sid: Sid, packet: Packet) -> Admission {
+        match self.local.broadcast(packet, BroadcastOptions::new(sid)) {
+            Ok(()) => Admission::Queue,
+            Err(errors) if matches!(errors[..], [SocketError::InternalChannelFull]) => {
+                self.shared.recipients.queue_full(sid);
+                Admission::TooSlow
+            }
+            Err(_) => Admission::Gone,
+        }
+    }
+}
+
+/// What a packet adds to a queue: its text and attachments.
+fn payload_bytes(packet: &Packet) -> usize {
+    match &packet.inner {
+        PacketData::Event(value, _) | PacketData::BinaryEvent(value, _) => match value {
+            Value::Str(text, attachments) => {
+                text.len() + attachments.iter().flatten().map(|one| one.len()).sum::<usize>()
+            }
+            Value::Bytes(bytes) => bytes.len(),
+        },
+        _ => 0,
     }
 }
 

@@ -5,7 +5,8 @@
 //! closed for a reason that is counted: socketioxide's own broadcast puts a packet into each
 //! recipient's bounded queue and, where a queue is full, reports an error without saying whose. The
 //! packet is gone and the client stays connected. Here every recipient is served by itself, so that
-//! a full queue has a name ([`Lagging`]).
+//! a full queue has a name, and so that what waits
+//! for each is bounded in bytes as well ([`Recipients`]).
 //!
 //! # How it works
 //!
@@ -24,4 +25,6 @@
 
 mod adapter;
 
-pub use adapter::{Cluster, ClusterAdapter, DELIVERIES_PER_TURN, Delivered, Lagging, Namespace};
+pub use adapter::{
+    Admission, Cluster, ClusterAdapter, DELIVERIES_PER_TURN, Delivered, Namespace, Recipients,
+};

@@ -128,6 +128,8 @@ pub struct Session {
     pub upgrade_timeout: Duration,
     /// Packets that may wait for one client before it is closed as too slow.
     pub send_queue_packets: usize,
+    /// The same in bytes of payload.
+    pub send_queue_bytes: usize,
     /// How long a client may take nothing from a full socket before it is closed.
     pub write_stall_timeout: Duration,
 }

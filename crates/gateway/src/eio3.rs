@@ -1,14 +1,31 @@
-//! Attachments in the polling payloads of Engine.IO 3.
+//! Polling payloads of Engine.IO 3, which engineioxide 0.17 neither reads nor writes well enough.
 //!
-//! engineioxide 0.17 writes an attachment into such a payload as a text packet `b<base64>`, without
-//! the packet type that belongs between the two (`b4<base64>`), and the client hangs. The payload is
-//! well-framed otherwise, so the type is put in here, and the packet's length corrected.
-//! Text packets that begin with `b` are always attachments, and never have the type: the engine
-//! writes them in one place (`engineioxide::socket::Permit::emit_many`).
+//! Reading: a length that ends inside a surrogate pair makes its text decoder loop without end, and many
+//! small chunks, or many packets in one chunk, cost it quadratic time. So a payload is taken apart here
+//! first ([`packets`]), and the engine gets one chunk for each packet, with exact lengths.
+//!
+//! Writing: it puts an attachment into a payload as a text packet `b<base64>`, without the packet type
+//! that belongs between the two (`b4<base64>`), and the client hangs. [`repair`] puts the type in and
+//! corrects the packet's length. Text packets that begin with `b` are always attachments, and never have
+//! the type: the engine writes them in one place (`engineioxide::socket::Permit::emit_many`).
 //!
 //! Payloads come in two framings (the Engine.IO protocol, revision 3, "Payload"): lengths in decimal
 //! digits before each packet, in UTF-16 units; or, when the client takes binary, a byte for the kind
 //! of packet, the digits of its length as bytes 0 to 9, and 255.
+
+use bytes::Bytes;
+
+/// The packets of a payload, each with its length before it, or `None` if it is not made of packets.
+pub(crate) fn packets(payload: &Bytes) -> Option<Vec<Bytes>> {
+    let mut packets = Vec::new();
+    let mut rest = &payload[..];
+    while !rest.is_empty() {
+        let packet = Packet::split(rest).filter(|packet| packet.length > 0)?;
+        packets.push(payload.slice_ref(&rest[..rest.len() - packet.rest.len()]));
+        rest = packet.rest;
+    }
+    Some(packets)
+}
 
 /// The payload with its attachments as clients read them, or `None` if it is fine as it is.
 pub(crate) fn repair(payload: &[u8]) -> Option<Vec<u8>> {
@@ -125,10 +142,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn payloads_are_taken_apart_or_refused() {
+        let check = |payload: &'static str, expected: Option<&[&str]>| {
+            let found = packets(&Bytes::from_static(payload.as_bytes()));
+            let expected = expected.map(|all| all.iter().map(|one| Bytes::from(one.to_string())));
+            assert_eq!(found, expected.map(Iterator::collect), "{payload}");
+        };
+        check("", Some(&[]));
+        check("1:14:4é\u{1f600}2:40", Some(&["1:1", "4:4é\u{1f600}", "2:40"]));
+        for broken in ["1:\u{1f600}x", "3:4x", "0:", "4", ":4", "-1:4", "+1:4", "1:42:4"] {
+            check(broken, None);
+        }
+    }
+
     proptest! {
         #[test]
         fn no_payload_makes_it_panic(payload in prop::collection::vec(any::<u8>(), 0..60)) {
             repair(&payload);
+            let payload = Bytes::from(payload);
+            if let Some(packets) = packets(&payload) {
+                prop_assert_eq!(packets.concat(), payload);
+            }
         }
 
         #[test]

@@ -16,7 +16,7 @@ use std::{
 use antiphon_adapter::{Cluster, Namespace};
 use antiphon_metrics::{Error, EventCounters, GatewayMetrics, gateway::Outcome};
 use bytes::Bytes;
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use governor::{Quota, RateLimiter};
 use socketioxide::{handler::MessageHandler, socket::Socket};
 use socketioxide_core::{
     Sid, Value,
@@ -28,7 +28,7 @@ use crate::{
     config::{Action, Audience, Config, EventRule, Limits},
     payload::Event,
     reply::Reply,
-    sessions::Session,
+    sessions::{Limiters, Session},
     stage::{Accepted, Stage, Task},
 };
 
@@ -83,7 +83,7 @@ impl Rules {
             name: rule.name.clone(),
             action: rule.action.clone(),
             volatile: rule.volatile,
-            max_bytes: rule.max_bytes.unwrap_or(usize::MAX),
+            max_bytes: rule.max_bytes.unwrap_or(self.limits.max_message_bytes),
             limiter,
             counters,
         };
@@ -134,7 +134,7 @@ pub(crate) struct Inbox {
     namespace: Namespace,
     stage: Stage,
     session: Arc<Session>,
-    limiters: Box<[DefaultDirectRateLimiter]>,
+    limiters: Limiters,
 }
 
 impl Inbox {
@@ -146,7 +146,8 @@ impl Inbox {
         stage: Stage,
         session: Arc<Session>,
     ) -> Option<Self> {
-        let limiters = rules.quotas.iter().map(|quota| RateLimiter::direct(*quota)).collect();
+        let full = || rules.quotas.iter().map(|quota| RateLimiter::direct(*quota)).collect();
+        let limiters = if rules.quotas.is_empty() { full() } else { session.limiters(path, full) };
         let namespace = cluster.namespace(path)?;
         Some(Self { rules, namespace, stage, session, limiters })
     }

@@ -6,17 +6,17 @@
 //! socketioxide alone would answer an upgrade for an unknown session with `101` and then close.
 
 use std::{
+    convert::Infallible,
     net::IpAddr,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use antiphon_metrics::{
     GatewayMetrics,
-    gateway::{Protocol, Refusal, Transport},
+    gateway::{CloseReason, Protocol, Refusal, Transport},
 };
 use axum::{
     Json,
@@ -26,16 +26,20 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, Method, StatusCode, header};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
+use hyper::body::{Body as _, Frame};
 use serde::{Deserialize, Serialize};
 use socketioxide::socket::Sid;
 
 use crate::{
     config::{AllowedOrigins, Config},
     eio3,
-    net::{Admission, Peer, client_address},
+    net::{Admission, Owner, Peer, client_address},
     sessions::{Session, Sessions},
 };
+
+/// The content type by which the engine tells binary payloads.
+const OCTET_STREAM: &str = "application/octet-stream";
 
 /// How long a refused client should wait before it tries again.
 const RETRY_AFTER_SECONDS: &str = "5";
@@ -128,7 +132,14 @@ async fn admit(
         Some(sid) => gate.sessions.find(sid).ok_or(Answer::UnknownSession)?,
         None => gate.open(&query, request.headers(), peer)?,
     };
+    if session.protocol != query.protocol {
+        return Err(Answer::BadRequest);
+    }
     if query.transport == Transport::WebSocket {
+        // The engine would answer 101 and then close, and with that connection the session would end.
+        if query.sid.is_some() && session.transport() == Transport::WebSocket {
+            return Err(Answer::BadRequest);
+        }
         return Ok(websocket(&query, request, next, peer, session).await);
     }
     if query.sid.is_none() {
@@ -136,10 +147,44 @@ async fn admit(
         return Ok(identify(&session, next.run(request).await).await);
     }
     if request.method() == Method::POST {
-        return within(gate.config.server.request_body_timeout, next.run(request)).await;
+        let request = with_whole_body(gate, request, &session).await?;
+        return Ok(next.run(request).await);
     }
     let polled = next.run(request).await;
+    session.wrote(polled.body().size_hint().lower() as usize);
     Ok(if query.protocol == Protocol::Eio3 { repaired(polled).await } else { polled })
+}
+
+/// Reads the body of a polling POST before the engine does, with a deadline, and in the pieces that the
+/// engine reads in linear time: one chunk, or one for each packet (see [`eio3`]).
+async fn with_whole_body(
+    gate: &Gate,
+    request: Request,
+    session: &Session,
+) -> Result<Request, Answer> {
+    let (head, body) = request.into_parts();
+    let body = Limited::new(body, gate.config.limits.max_message_bytes).collect();
+    let body = tokio::time::timeout(gate.config.server.request_body_timeout, body).await;
+    let body = match body.map_err(|_| Answer::BodyTimeout)? {
+        Ok(body) => body.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => {
+            session.close(CloseReason::ParseError);
+            return Err(Answer::TooLarge);
+        }
+        Err(_) => return Err(Answer::BadRequest), // The client has gone.
+    };
+    let binary = head.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == OCTET_STREAM);
+    let body = if session.protocol == Protocol::Eio3 && !binary {
+        let Some(packets) = eio3::packets(&body) else {
+            session.close(CloseReason::ParseError);
+            return Err(Answer::BadRequest);
+        };
+        let frames = packets.into_iter().map(|packet| Ok::<_, Infallible>(Frame::data(packet)));
+        Body::new(StreamBody::new(futures_util::stream::iter(frames)))
+    } else {
+        Body::from(body)
+    };
+    Ok(Request::from_parts(head, body))
 }
 
 async fn websocket(
@@ -195,13 +240,6 @@ async fn with_body(response: Response, look: impl FnOnce(&[u8]) -> Option<Vec<u8
     let Some(other) = look(&body) else { return Response::from_parts(head, Body::from(body)) };
     head.headers.insert(header::CONTENT_LENGTH, other.len().into());
     Response::from_parts(head, Body::from(other))
-}
-
-async fn within(
-    limit: Duration,
-    response: impl Future<Output = Response>,
-) -> Result<Response, Answer> {
-    tokio::time::timeout(limit, response).await.map_err(|_| Answer::BodyTimeout)
 }
 
 /// Whether the engine takes requests for this path.
@@ -287,6 +325,7 @@ enum Answer {
     Full(Refusal),
     Draining,
     BodyTimeout,
+    TooLarge,
 }
 
 impl Answer {
@@ -300,6 +339,7 @@ impl Answer {
             | Self::UnknownSession
             | Self::BadMethod
             | Self::BadRequest
+            | Self::TooLarge
             | Self::UnsupportedProtocol => Refusal::BadRequest,
         }
     }
@@ -327,6 +367,7 @@ impl IntoResponse for Answer {
             Self::BadRequest => engine(bad, 3, "Bad request"),
             Self::Forbidden => engine(StatusCode::FORBIDDEN, 4, "Forbidden"),
             Self::UnsupportedProtocol => engine(bad, 5, "Unsupported protocol version"),
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
             Self::Full(_) => later(StatusCode::SERVICE_UNAVAILABLE, "too many connections\n"),
             Self::Draining => later(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
             Self::BodyTimeout => later(StatusCode::REQUEST_TIMEOUT, "request body took too long\n"),

@@ -19,7 +19,7 @@ mod stage;
 pub mod telemetry;
 
 pub use events::Adapter;
-pub use lifecycle::{BindError, Listeners, Shutdown};
+pub use lifecycle::{BindError, Listeners, Shutdown, TaskEnded};
 pub use server::Node;
 
 use config::Config;
@@ -30,9 +30,9 @@ pub enum RunError {
     /// A metric could not be registered: two event rules clash.
     #[error("cannot set up metrics")]
     Metrics(#[from] antiphon_metrics::Error),
-    /// The accept loop ended.
+    /// A part of it ended.
     #[error("cannot go on serving")]
-    Serve(#[from] std::io::Error),
+    Serve(#[from] TaskEnded),
 }
 
 /// Runs a node on `listeners` until `shutdown`.

@@ -11,7 +11,10 @@ use tokio::{
     net::TcpListener,
     time::{Instant, MissedTickBehavior},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 use crate::{
     admin,
@@ -109,17 +112,12 @@ impl Shutdown {
 }
 
 impl Node {
-    /// Serves clients until told to leave, and leaves.
-    pub async fn serve(self, listeners: Listeners, shutdown: Shutdown) -> io::Result<()> {
+    /// Serves clients until told to leave, and leaves. A task that the node cannot do without and that
+    /// ends (it can only have panicked) makes it leave too, with an error: its clients are better off
+    /// elsewhere.
+    pub async fn serve(self, listeners: Listeners, shutdown: Shutdown) -> Result<(), TaskEnded> {
         let stop = CancellationToken::new();
         let connections = TaskTracker::new();
-        let admin = listeners.admin.map(|listener| {
-            let routes = admin::routes(&self);
-            let stopped = stop.clone().cancelled_owned();
-            tokio::spawn(async move {
-                axum::serve(listener, routes).with_graceful_shutdown(stopped).await
-            })
-        });
         let acceptor = Acceptor::new(
             Arc::clone(&self.config),
             self.app.clone(),
@@ -127,30 +125,36 @@ impl Node {
             connections.clone(),
             stop.clone(),
         );
-        let accepting = tokio::spawn(acceptor.run(listeners.public));
+        let routes = admin::routes(&self);
+        let Self { config, sessions, gate, mut stage, mut closer, .. } = self;
+        let mut accepting = AbortOnDropHandle::new(tokio::spawn(acceptor.run(listeners.public)));
+        let _admin = listeners.admin.map(|listener| {
+            let serve = axum::serve(listener, routes).into_future();
+            AbortOnDropHandle::new(tokio::spawn(serve))
+        });
 
-        tokio::select! {
-            () = shutdown.drain.cancelled() => {}
-            () = shutdown.hurry.cancelled() => {}
-        }
+        let ended = tokio::select! {
+            () = shutdown.drain.cancelled() => Ok(()),
+            () = shutdown.hurry.cancelled() => Ok(()),
+            _ = &mut accepting => Err(TaskEnded("accepting connections")),
+            _ = &mut stage => Err(TaskEnded("delivering events")),
+            _ = &mut closer => Err(TaskEnded("closing polling sessions")),
+        };
         // Clients that poll still need new connections: accepting ends after the sessions do.
-        self.gate.drain();
-        drain(&self.sessions, &self.config.drain, &shutdown.hurry).await;
+        gate.drain();
+        drain(&sessions, &config.drain, &shutdown.hurry).await;
         stop.cancel();
         connections.close();
         // What has not ended by now ends with the process.
         let _ = tokio::time::timeout(LAST_CONNECTIONS, connections.wait()).await;
-        let _ = tokio::time::timeout(LAST_CONNECTIONS, self.io.close()).await;
-        for task in [Some(accepting), None].into_iter().flatten() {
-            task.abort();
-        }
-        if let Some(admin) = admin {
-            admin.abort();
-        }
-        drop(self.tasks);
-        Ok(())
+        ended
     }
 }
+
+/// A part of the node ended while it was serving.
+#[derive(Debug, thiserror::Error)]
+#[error("the task {0} ended")]
+pub struct TaskEnded(&'static str);
 
 /// Closes every session, spread over the configured time; what is left at the deadline, or when it
 /// has to hurry, is cut.

@@ -19,7 +19,10 @@ pub(crate) use forwarded::client_address;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -153,7 +156,10 @@ impl Acceptor {
             .max_headers(REQUEST_HEADERS_MAX);
         let peer = Peer { address, conn: conn.handle() };
         let app = self.app.clone();
+        let used = Arc::new(AtomicBool::new(false));
+        let serving = Arc::clone(&used);
         let service = service_fn(move |request: Request<Incoming>| {
+            serving.store(true, Ordering::Relaxed);
             let mut request = unpin_head(request).map(Body::new);
             request.extensions_mut().insert(peer.clone());
             app.clone().oneshot(request)
@@ -170,8 +176,11 @@ impl Acceptor {
                     served.await
                 }
             };
+            // The deadline for a head also ends connections that idle after a request: no refusal.
+            let head_late =
+                |error: &hyper::Error| error.is_timeout() && !used.load(Ordering::Relaxed);
             if let Err(error) = result
-                && (error.is_parse() || error.is_timeout())
+                && (error.is_parse() || head_late(&error))
             {
                 metrics.refusals_total.of(Refusal::BadHead).inc();
                 tracing::debug!(client = %address, %error, "request head refused");

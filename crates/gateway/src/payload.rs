@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// The text of an event's packet, `["name", argument, …]`, taken apart as far as rules need it.
@@ -59,8 +59,7 @@ impl<'a> Event<'a> {
     /// Whether clients can read it: not nested deeper than `max_depth` (the array of arguments is
     /// not counted), and every placeholder names one of `attachments`.
     pub(crate) fn is_readable(&self, attachments: usize, max_depth: usize) -> bool {
-        depth(self.text) <= max_depth + 1
-            && (attachments == 0 || placeholders_in_range(self.text, attachments))
+        is_readable(self.text, attachments, max_depth + 1)
     }
 }
 
@@ -81,110 +80,115 @@ impl<'de> Visitor<'de> for Head {
     }
 }
 
-/// How deep well-formed JSON nests. By hand because serde_json, which skips values in a loop, has no
-/// bound on the depth of what it skips and does not tell it.
-fn depth(json: &str) -> usize {
-    let (mut depth, mut deepest, mut in_string, mut escaped) = (0_usize, 0, false, false);
-    for byte in json.bytes() {
-        if in_string {
-            in_string = byte != b'"' || escaped;
-            escaped = byte == b'\\' && !escaped;
-            continue;
-        }
-        match byte {
-            b'"' => in_string = true,
+/// Goes over well-formed JSON once, in a loop: serde_json either skips values, and then tells nothing of
+/// their depth, or reads them, and then refuses what clients may well send (half a surrogate pair, as
+/// a cut-off emoji leaves it).
+///
+/// A placeholder is `{"_placeholder":true,"num":N}`: a client reads the attachment that N names, and
+/// closes its connection when there is none (socket.io-parser, `reconstructPacket`). Without attachments
+/// the packet is of another type, in which a placeholder is an object like any other.
+fn is_readable(json: &str, attachments: usize, max_depth: usize) -> bool {
+    let mut open: Vec<Container> = Vec::new();
+    let mut rest = json;
+    while let Some(first) = rest.bytes().next() {
+        let token = &rest[..token_length(rest)];
+        rest = &rest[token.len()..];
+        match first {
             b'[' | b'{' => {
-                depth += 1;
-                deepest = deepest.max(depth);
+                if open.len() == max_depth {
+                    return false;
+                }
+                if let Some(parent) = open.last_mut() {
+                    parent.take(token);
+                }
+                open.push(Container { expects_key: first == b'{', ..Container::default() });
             }
-            b']' | b'}' => depth = depth.saturating_sub(1),
-            _ => {}
+            b']' | b'}' => {
+                let closed = open.pop().unwrap_or_default();
+                let names_one = closed.index.is_some_and(|index| index < attachments as u64);
+                if attachments > 0 && closed.placeholder && !names_one {
+                    return false;
+                }
+            }
+            b',' => {
+                if let Some(object) = open.last_mut().filter(|container| container.key.is_some()) {
+                    object.expects_key = true;
+                }
+            }
+            b':' | b' ' | b'\t' | b'\n' | b'\r' => {}
+            _ => {
+                if let Some(container) = open.last_mut() {
+                    container.take(token);
+                }
+            }
         }
     }
-    deepest
+    true
 }
 
-/// Whether every `{"_placeholder":true,"num":N}` has N below `attachments`: a client reads the
-/// attachment that N names, and closes its connection when there is none (socket.io-parser's
-/// `reconstructPacket`).
-fn placeholders_in_range(json: &str, attachments: usize) -> bool {
-    let check = Placeholders { attachments };
-    serde_json::Deserializer::from_str(json).deserialize_any(check).is_ok()
+/// How many bytes the token at the start of well-formed JSON has.
+fn token_length(json: &str) -> usize {
+    let mut bytes = json.bytes().enumerate();
+    match bytes.next() {
+        Some((_, b'"')) => {
+            let mut escaped = false;
+            let end = bytes.find(|(_, byte)| {
+                let ends = *byte == b'"' && !escaped;
+                escaped = *byte == b'\\' && !escaped;
+                ends
+            });
+            end.map_or(json.len(), |(at, _)| at + 1)
+        }
+        Some((_, b'[' | b']' | b'{' | b'}' | b',' | b':' | b' ' | b'\t' | b'\n' | b'\r')) => 1,
+        _ => json.find([',', ']', '}', ' ', '\t', '\n', '\r']).unwrap_or(json.len()),
+    }
+}
+
+/// An array or object that is open, and what a placeholder consists of.
+#[derive(Default)]
+struct Container {
+    expects_key: bool,
+    key: Option<Key>,
+    placeholder: bool,
+    index: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
-struct Placeholders {
-    attachments: usize,
-}
-
-/// What a value is to a placeholder's two fields.
-enum Seen {
-    True,
-    Index(u64),
+enum Key {
+    Placeholder,
+    Index,
     Other,
 }
 
-impl<'de> serde::de::DeserializeSeed<'de> for Placeholders {
-    type Value = Seen;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Seen, D::Error> {
-        deserializer.deserialize_any(self)
+impl Container {
+    /// A key or a value. The last of equal keys counts, as in every client's parser.
+    fn take(&mut self, token: &str) {
+        if self.expects_key {
+            self.expects_key = false;
+            self.key = Some(Key::of(token));
+            return;
+        }
+        match self.key {
+            Some(Key::Placeholder) => self.placeholder = token == "true",
+            Some(Key::Index) => self.index = token.parse().ok(),
+            Some(Key::Other) | None => {}
+        }
     }
 }
 
-impl<'de> Visitor<'de> for Placeholders {
-    type Value = Seen;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Seen, E> {
-        Ok(if value { Seen::True } else { Seen::Other })
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Seen, E> {
-        Ok(Seen::Index(value))
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Seen, E> {
-        Ok(Seen::Other)
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Seen, E> {
-        Ok(Seen::Other)
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<Seen, E> {
-        Ok(Seen::Other)
-    }
-
-    fn visit_unit<E>(self) -> Result<Seen, E> {
-        Ok(Seen::Other)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Seen, A::Error> {
-        while seq.next_element_seed(self)?.is_some() {}
-        Ok(Seen::Other)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Seen, A::Error> {
-        // The last of equal keys counts, as in every client's parser.
-        let (mut placeholder, mut index) = (false, None);
-        while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
-            let value = map.next_value_seed(self)?;
-            match (&*key, value) {
-                ("_placeholder", value) => placeholder = matches!(value, Seen::True),
-                ("num", Seen::Index(value)) => index = Some(value),
-                ("num", _) => index = None,
-                _ => {}
-            }
+impl Key {
+    fn of(token: &str) -> Self {
+        let escaped = token.contains('\\').then(|| serde_json::from_str::<String>(token));
+        let name = match &escaped {
+            Some(Ok(name)) => name,
+            Some(Err(_)) => return Self::Other, // Half a surrogate pair.
+            None => token.trim_matches('"'),
+        };
+        match name {
+            "_placeholder" => Self::Placeholder,
+            "num" => Self::Index,
+            _ => Self::Other,
         }
-        let in_range = index.is_some_and(|index| index < self.attachments as u64);
-        if placeholder && !in_range {
-            return Err(A::Error::custom("a placeholder without its attachment"));
-        }
-        Ok(Seen::Other)
     }
 }
 
@@ -243,6 +247,13 @@ mod tests {
         check(r#"["e",{"_placeholder":true,"num":-1}]"#, 1, false);
         check(r#"["e",{"_placeholder":false,"num":7}]"#, 1, true);
         check(r#"["e",{"a":[{"_placeholder":true,"num":0}]}]"#, 1, true);
+        check(r#"["e",{"a":[{"_placeholder":true,"num":1}]}]"#, 1, false);
+        check(r#"["e",{"_placeholder":true,"num":0,"a":{"num":9},"b":[9,"num",9]}]"#, 1, true);
+        check(r#"["e",{"_placeholder":true,"num":0,"num":9}]"#, 1, false);
+        check(r#"["e",{"_placeholder":true,"num":0.5}]"#, 1, false);
+        check(r#"["e",{"_placeholder":true,"num":7}]"#, 0, true);
+        // What serde_json itself would refuse to read, and clients send.
+        check(r#"["e","\ud83d",1e999,{"\ud83d":{"_placeholder":true,"num":0}}]"#, 1, true);
     }
 
     fn json() -> impl Strategy<Value = serde_json::Value> {
@@ -279,7 +290,8 @@ mod tests {
             let text = whole.to_string();
             let event = Event::parse(&text).expect("well-formed");
             let parse = |text: &str| serde_json::from_str::<Vec<serde_json::Value>>(text).expect("JSON");
-            prop_assert_eq!(depth(&text), nesting(&whole));
+            let deepest = nesting(&whole);
+            prop_assert!(is_readable(&text, 1, deepest) && !is_readable(&text, 1, deepest - 1));
             prop_assert_eq!(&parse(&event.renamed("n"))[1..], &args[..]);
             let rest = args.get(1..).unwrap_or_default();
             prop_assert_eq!(&parse(&event.without_first())[1..], rest);

@@ -37,7 +37,8 @@ pub struct Node {
     pub(crate) gate: Arc<Gate>,
     pub(crate) app: Router,
     pub(crate) io: SocketIo<Adapter>,
-    pub(crate) tasks: [AbortOnDropHandle<()>; 2],
+    pub(crate) stage: AbortOnDropHandle<()>,
+    pub(crate) closer: AbortOnDropHandle<()>,
 }
 
 impl Node {
@@ -54,7 +55,8 @@ impl Node {
         let config = Arc::new(config);
         let registry = Registry::new();
         let metrics = Arc::new(GatewayMetrics::register(&registry)?);
-        let (sessions, to_close) = Sessions::new(Arc::clone(&metrics));
+        let max_waiting_bytes = config.session.send_queue_bytes;
+        let (sessions, to_close) = Sessions::new(max_waiting_bytes, Arc::clone(&metrics));
         let max_rooms = config.limits.max_rooms_per_socket;
         let (stage, worker) = stage(&config.stage, max_rooms, Arc::clone(&metrics));
 
@@ -70,9 +72,10 @@ impl Node {
         let gate = Arc::new(gate);
         let path = config.server.path.clone();
         let closer = close_polling_sessions(to_close, engine.clone(), Arc::clone(&sessions), path);
-        let tasks = [tokio::spawn(worker.run()), tokio::spawn(closer)].map(AbortOnDropHandle::new);
+        let [stage, closer] =
+            [tokio::spawn(worker.run()), tokio::spawn(closer)].map(AbortOnDropHandle::new);
         let app = app(engine, Arc::clone(&gate), &config.cors);
-        Ok(Self { config, registry, metrics, sessions, gate, app, io, tasks })
+        Ok(Self { config, registry, metrics, sessions, gate, app, io, stage, closer })
     }
 
     /// The Socket.IO server inside, for programs that add handlers of their own.

@@ -12,16 +12,17 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-use antiphon_adapter::Lagging;
+use antiphon_adapter::{Admission, Recipients};
 use antiphon_metrics::{
     GatewayMetrics,
     gateway::{CloseReason, Protocol, Transport},
 };
+use governor::DefaultDirectRateLimiter;
 use socketioxide::socket::Sid;
 use tokio::sync::{Notify, mpsc};
 
@@ -30,12 +31,17 @@ use crate::net::{ConnHandle, Owner, Permit};
 /// Polling sessions that wait to be closed. When it is full the next failed delivery asks again.
 const CLOSING_MAX: usize = 1024;
 
+/// A client for which more than this is waiting is behind: volatile events pass it by. Some messages may
+/// be waiting for no other reason than that the task which writes them has not had its turn yet.
+const BEHIND_BYTES: usize = 16 * 1024;
+
 /// All sessions of the node.
 pub(crate) struct Sessions {
     metrics: Arc<GatewayMetrics>,
     next_number: AtomicU64,
-    // Touched when a session comes, goes, or is closed; never for a message that gets through.
-    open: Mutex<Open>,
+    max_waiting_bytes: usize,
+    // Read for every delivery, written when a session comes or goes.
+    open: RwLock<Open>,
     emptied: Notify,
     close_polling: mpsc::Sender<PollingSession>,
 }
@@ -54,6 +60,9 @@ pub(crate) struct PollingSession {
     pub(crate) protocol: Protocol,
 }
 
+/// A token bucket for each rule that has a rate.
+pub(crate) type Limiters = Arc<[DefaultDirectRateLimiter]>;
+
 /// One client.
 pub(crate) struct Session {
     /// Names the client in logs. Its id would not do: whoever knows it can poll for the session.
@@ -67,18 +76,27 @@ pub(crate) struct Session {
     closing: OnceLock<CloseReason>,
     asked_engine: AtomicBool,
     ended: AtomicBool,
+    // Payload handed to the engine and not yet to the kernel. A little less than there really is: what
+    // the engine adds (headers, pings) is subtracted when it is written, but was never added.
+    waiting_bytes: AtomicUsize,
+    // By namespace. They outlive its sockets, so that leaving and coming back does not refill them.
+    limiters: Mutex<Vec<(String, Limiters)>>,
     sessions: Arc<Sessions>,
     _permit: Permit,
 }
 
 impl Sessions {
     /// The polling sessions that have to be closed come out of the receiver.
-    pub(crate) fn new(metrics: Arc<GatewayMetrics>) -> (Arc<Self>, mpsc::Receiver<PollingSession>) {
+    pub(crate) fn new(
+        max_waiting_bytes: usize,
+        metrics: Arc<GatewayMetrics>,
+    ) -> (Arc<Self>, mpsc::Receiver<PollingSession>) {
         let (close_polling, closing) = mpsc::channel(CLOSING_MAX);
         let sessions = Self {
             metrics,
             next_number: AtomicU64::new(1),
-            open: Mutex::default(),
+            max_waiting_bytes,
+            open: RwLock::default(),
             emptied: Notify::new(),
             close_polling,
         };
@@ -102,31 +120,33 @@ impl Sessions {
             closing: OnceLock::new(),
             asked_engine: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            waiting_bytes: AtomicUsize::new(0),
+            limiters: Mutex::default(),
             sessions: Arc::clone(self),
             _permit: permit,
         });
         let kind = (session.transport(), protocol);
         self.metrics.sessions.of(kind).inc();
         self.metrics.sessions_opened_total.of(kind).inc();
-        self.lock().by_number.insert(session.number, Arc::downgrade(&session));
+        self.write().by_number.insert(session.number, Arc::downgrade(&session));
         session
     }
 
     /// The session with this id, if it is open.
     pub(crate) fn find(&self, sid: Sid) -> Option<Arc<Session>> {
-        self.lock().by_sid.get(&sid)?.upgrade()
+        self.read().by_sid.get(&sid)?.upgrade()
     }
 
     /// Every open session, the oldest first.
     pub(crate) fn all(&self) -> Vec<Arc<Session>> {
-        let mut all: Vec<_> = self.lock().by_number.values().filter_map(Weak::upgrade).collect();
+        let mut all: Vec<_> = self.read().by_number.values().filter_map(Weak::upgrade).collect();
         all.sort_unstable_by_key(|session| session.number);
         all
     }
 
     /// How many sessions are open.
     pub(crate) fn count(&self) -> usize {
-        self.lock().by_number.len()
+        self.read().by_number.len()
     }
 
     /// Returns once no session is open.
@@ -140,13 +160,32 @@ impl Sessions {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> RwLockReadGuard<'_, Open> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Open> {
+        self.open.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Lagging for Sessions {
-    fn lagging(&self, sid: Sid) {
+impl Recipients for Sessions {
+    fn admit(&self, sid: Sid, bytes: usize, volatile: bool) -> Admission {
+        let Some(session) = self.find(sid) else { return Admission::Gone };
+        let waiting = session.waiting_bytes.load(Ordering::Relaxed);
+        if volatile && waiting > BEHIND_BYTES {
+            return Admission::Skip;
+        }
+        // One packet may always wait, however large: it is within limits.max_message_bytes.
+        if waiting > 0 && waiting + bytes > self.max_waiting_bytes {
+            session.close(CloseReason::SlowConsumer);
+            return Admission::TooSlow;
+        }
+        session.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Admission::Queue
+    }
+
+    fn queue_full(&self, sid: Sid) {
         if let Some(session) = self.find(sid) {
             session.close(CloseReason::SlowConsumer);
         }
@@ -157,7 +196,7 @@ impl Session {
     /// The engine's id for it, as soon as somebody has seen it.
     pub(crate) fn identify(self: &Arc<Self>, sid: Sid) {
         if self.sid.set(sid).is_ok() {
-            let mut open = self.sessions.lock();
+            let mut open = self.sessions.write();
             if !self.ended.load(Ordering::Acquire) {
                 open.by_sid.insert(sid, Arc::downgrade(self));
             }
@@ -166,11 +205,25 @@ impl Session {
 
     /// The client goes over from polling to this WebSocket.
     pub(crate) fn upgrade(&self, conn: Arc<ConnHandle>) {
-        if self.websocket.set(conn).is_ok() {
+        // Under the lock that the end of the session takes, so that it is counted off where it is.
+        let open = self.sessions.write();
+        if !self.ended.load(Ordering::Acquire) && self.websocket.set(conn).is_ok() {
             let gauges = &self.sessions.metrics.sessions;
             gauges.of((Transport::Polling, self.protocol)).dec();
             gauges.of((Transport::WebSocket, self.protocol)).inc();
         }
+        drop(open);
+    }
+
+    /// The namespace's limiters, made when its first socket comes.
+    pub(crate) fn limiters(&self, namespace: &str, make: impl FnOnce() -> Limiters) -> Limiters {
+        let mut all = self.limiters.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, limiters)) = all.iter().find(|(path, _)| path == namespace) {
+            return Arc::clone(limiters);
+        }
+        let limiters = make();
+        all.push((namespace.to_owned(), Arc::clone(&limiters)));
+        limiters
     }
 
     /// How packets travel now.
@@ -210,11 +263,11 @@ impl Session {
 
     /// Its client has gone: from here on it is neither counted nor found.
     pub(crate) fn end(&self) {
+        let mut open = self.sessions.write();
         if self.ended.swap(true, Ordering::AcqRel) {
             return;
         }
         self.sessions.metrics.sessions.of((self.transport(), self.protocol)).dec();
-        let mut open = self.sessions.lock();
         open.by_number.remove(&self.number);
         if let Some(sid) = self.sid.get() {
             open.by_sid.remove(sid);
@@ -232,6 +285,11 @@ impl Session {
 }
 
 impl Owner for Session {
+    fn wrote(&self, bytes: usize) {
+        let less = |waiting: usize| Some(waiting.saturating_sub(bytes));
+        let _ = self.waiting_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
     fn connection_gone(&self) {
         self.end();
     }

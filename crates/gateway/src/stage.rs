@@ -148,7 +148,8 @@ impl Worker {
         let delivered = namespace.broadcast(packet, opts).await;
         let undelivered = &self.metrics.undelivered_total;
         self.metrics.deliveries_total.inc_by(delivered.queued);
-        undelivered.of(Undelivered::SlowConsumer).inc_by(delivered.lagging);
+        undelivered.of(Undelivered::SlowConsumer).inc_by(delivered.too_slow);
+        undelivered.of(Undelivered::Volatile).inc_by(delivered.skipped);
         undelivered.of(Undelivered::Gone).inc_by(delivered.gone);
     }
 

@@ -98,8 +98,10 @@ label! {
 label! {
     /// Why a packet did not get into a recipient's queue.
     "reason" Undelivered {
-        /// The queue was full: the recipient is being closed.
+        /// Too much was waiting for the recipient: it is being closed.
         SlowConsumer = "slow_consumer",
+        /// The recipient was behind and the event volatile.
+        Volatile = "volatile",
         /// The recipient left in the meantime.
         Gone = "gone",
     }

@@ -286,7 +286,10 @@ fn session(s: &mut Section<'_>) -> Read<Session> {
     let ping_timeout = timeout(s, "ping_timeout");
     let connect_timeout = timeout(s, "connect_timeout");
     let upgrade_timeout = timeout(s, "upgrade_timeout");
-    let send_queue_packets = s.get("send_queue_packets", whole(1..=COUNT_MAX));
+    // Twice what the stage delivers before writers have their turn: a queue that such a burst fills
+    // would cost every client its connection.
+    let send_queue_packets = s.get("send_queue_packets", whole(64..=COUNT_MAX));
+    let send_queue_bytes = s.get("send_queue_bytes", size(MESSAGE_BYTES_MIN..=usize::MAX));
     let write_stall_timeout = timeout(s, "write_stall_timeout");
     Ok(Session {
         ping_interval: ping_interval?,
@@ -294,6 +297,7 @@ fn session(s: &mut Section<'_>) -> Read<Session> {
         connect_timeout: connect_timeout?,
         upgrade_timeout: upgrade_timeout?,
         send_queue_packets: send_queue_packets?,
+        send_queue_bytes: send_queue_bytes?,
         write_stall_timeout: write_stall_timeout?,
     })
 }
@@ -452,6 +456,9 @@ fn event_name(value: &Value) -> Parsed<String> {
     match text(value) {
         Ok(name) if RESERVED_EVENTS.contains(&name.as_str()) => {
             Err("is reserved by Socket.IO; want another name".to_owned())
+        }
+        Ok(name) if name == "other" => {
+            Err("is what events with no rule are counted as; want another name".to_owned())
         }
         // socketioxide closes a client that sends a name with an escape in it.
         Ok(name) if name.contains(|c: char| c.is_control() || c == '"' || c == '\\') => {

@@ -39,8 +39,10 @@ const CLOSE_PACKET: [u8; 7] = [0x81, 0x81, 0, 0, 0, 0, b'1'];
 const CLOSING: u8 = 1;
 const ABORTED: u8 = 2;
 
-/// Who has to know when a WebSocket's connection is gone.
+/// Who has to know what becomes of a WebSocket's connection.
 pub(crate) trait Owner: Send + Sync {
+    /// The kernel took this many bytes.
+    fn wrote(&self, bytes: usize);
     /// The connection has been dropped.
     fn connection_gone(&self);
 }
@@ -77,6 +79,10 @@ impl ConnHandle {
     /// Whether it was cut because the client took nothing for too long.
     pub(crate) fn stalled(&self) -> bool {
         self.stalled.load(Ordering::Acquire)
+    }
+
+    fn owner(&self) -> Option<Arc<dyn Owner>> {
+        self.owner.get().and_then(Weak::upgrade)
     }
 
     fn raise(&self, state: u8) {
@@ -146,6 +152,9 @@ impl Conn {
             self.stall = None;
             if let Ok(bytes) = result {
                 self.metrics.sent_bytes_total.inc_by(bytes as u64);
+                if let Some(owner) = self.handle.owner() {
+                    owner.wrote(bytes);
+                }
             }
             return Poll::Ready(result);
         }
@@ -161,7 +170,7 @@ impl Conn {
 impl Drop for Conn {
     fn drop(&mut self) {
         self.metrics.connections.dec();
-        if let Some(owner) = self.handle.owner.get().and_then(Weak::upgrade) {
+        if let Some(owner) = self.handle.owner() {
             owner.connection_gone();
         }
     }

@@ -1,24 +1,25 @@
-//! Where a client's WebSocket frames begin and end (RFC 6455, section 5.2), found by their headers
-//! alone.
+//! Where a client's WebSocket messages begin and end (RFC 6455, section 5.2), found by the headers of
+//! their frames alone.
 
-/// Follows the frame headers in a stream of bytes that is cut anywhere.
-///
-/// It trusts the lengths that the client states. A client that lies about them only confuses the
-/// parser that reads the same bytes after it, and is closed for that.
+/// Follows the frame headers in a stream of bytes that is cut anywhere, from the client's first frame
+/// on. A client that sends frames before it has been told that it may is not followed correctly, and
+/// only itself the worse for it.
 #[derive(Debug, Default)]
 pub(crate) struct ClientFrames {
     header: [u8; 14],
     header_bytes: u8,
     payload_left: u64,
+    /// The message goes on in a further frame.
+    unfinished: bool,
 }
 
 impl ClientFrames {
-    /// Whether the stream stands between two frames.
+    /// Whether the stream stands between two messages.
     pub(crate) fn between(&self) -> bool {
-        self.header_bytes == 0 && self.payload_left == 0
+        self.header_bytes == 0 && self.payload_left == 0 && !self.unfinished
     }
 
-    /// Takes the next bytes of the stream. Returns the end of the first frame that ends in them.
+    /// Takes the next bytes of the stream. Returns the first end of a message in them.
     pub(crate) fn advance(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut first_end = None;
         let mut at = 0;
@@ -35,6 +36,11 @@ impl ClientFrames {
                 if self.header_bytes == self.header_len() {
                     self.payload_left = self.payload_len();
                     self.header_bytes = 0;
+                    let [first, ..] = self.header;
+                    let (fin, control) = (first & 0x80 != 0, first & 0x08 != 0);
+                    if !control {
+                        self.unfinished = !fin;
+                    }
                 }
             }
             if self.between() {
@@ -73,9 +79,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn frame(payload: usize, masked: bool) -> Vec<u8> {
+    const FINAL: u8 = 0x81;
+    const FRAGMENT: u8 = 0x01;
+    const PING: u8 = 0x89;
+
+    fn frame(first: u8, payload: usize, masked: bool) -> Vec<u8> {
         let bit = if masked { 0x80 } else { 0 };
-        let mut bytes = vec![0x81];
+        let mut bytes = vec![first];
         match payload {
             0..126 => bytes.push(bit | payload as u8),
             126..65536 => {
@@ -100,14 +110,19 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn ends_are_found_wherever_the_stream_is_cut(
-            payloads in prop::collection::vec((sizes(), any::<bool>()), 1..6),
+            payloads in prop::collection::vec((0..3usize, sizes(), any::<bool>()), 1..6),
             cuts in prop::collection::vec(1..5000usize, 1..40),
         ) {
             let mut stream = Vec::new();
             let mut ends = vec![0];
-            for (payload, masked) in payloads {
-                stream.extend(frame(payload, masked));
-                ends.push(stream.len());
+            let mut unfinished = false;
+            for (kind, payload, masked) in payloads {
+                let first = [FINAL, FRAGMENT, PING][kind];
+                stream.extend(frame(first, payload, masked));
+                unfinished = first == FRAGMENT || first == PING && unfinished;
+                if !unfinished {
+                    ends.push(stream.len());
+                }
             }
             let mut frames = ClientFrames::default();
             let mut at = 0;

@@ -149,6 +149,17 @@ async fn packets() {
         assert_eq!(client.next().await, Packet::Closed);
     })
     .await;
+    check("a message and attachment over the limit together", &[], &chat("too_large"), async |a| {
+        let mut client = Client::connect(a).await;
+        let filler = "x".repeat(600_000);
+        let placeholder = r#"{"_placeholder":true,"num":0}"#;
+        client.send_text(&format!("451-[\"chat_message\",\"{filler}\",{placeholder}]")).await;
+        client.send_binary(&vec![0; 600_000]).await;
+        let body = json!({"ok": false, "error": "too_large", "event": "chat_message"});
+        assert_eq!(client.event().await, json!(["error", body]));
+        client.leave().await;
+    })
+    .await;
     check("attachments heavier than a message", &[], &closed("parse_error"), async |a| {
         let mut client = Client::connect(a).await;
         client.send_text("452-[\"chat_message\"]").await;
@@ -292,6 +303,17 @@ async fn requests() {
         );
     })
     .await;
+    check("a second WebSocket of a session", &[], &refusal("bad_request"), async |a| {
+        let (_, open) = http(a, "GET", "/socket.io/?EIO=4&transport=polling", "").await;
+        let sid = open.split('"').nth(3).expect("an id").to_owned();
+        let mut first = Client::upgrade(a, &sid).await.expect("the upgrade");
+        assert!(Client::upgrade(a, &sid).await.is_err());
+        first.send_text("40").await;
+        assert_eq!(first.next().await, Packet::Connected, "the first goes on");
+        assert_eq!(first.ask(1, json!(["server_message"])).await, json!([{ "ok": true }]));
+        first.leave().await;
+    })
+    .await;
     let settings = [("cors.allowed_origins", "https://app.example.com")];
     check("a page of another origin", &settings, &refusal("origin"), async |a| {
         let refused = Client::open(a, &[("origin", "https://evil.example.com")]).await;
@@ -309,6 +331,21 @@ async fn requests() {
         let body = format!("42[\"chat_message\",\"{}\"]", "x".repeat(1_000_000));
         assert_eq!(http(a, "POST", &path, &body).await.0, 413);
         assert_eq!(http(a, "GET", &path, "").await.0, 400, "the session is gone");
+    })
+    .await;
+    // A length that ends inside a surrogate pair: the engine's own decoder would never come back.
+    check("a packet that ends inside a character", &[], &refusal("bad_request"), async |a| {
+        let (_, open) = http(a, "GET", "/socket.io/?EIO=3&transport=polling", "").await;
+        let sid = open.split('"').nth(3).expect("an id");
+        let path = format!("/socket.io/?EIO=3&transport=polling&sid={sid}");
+        assert_eq!(http(a, "POST", &path, "1:\u{1f600}x").await.0, 400);
+    })
+    .await;
+    check("another protocol than the session's", &[], &refusal("bad_request"), async |a| {
+        let sid = polling_session(a).await;
+        let path = format!("/socket.io/?EIO=3&transport=polling&sid={sid}");
+        assert_eq!(http(a, "GET", &path, "").await.0, 400);
+        assert_eq!(http(a, "POST", &path.replace("EIO=3", "EIO=4"), "1").await.0, 200);
     })
     .await;
     let settings = [("server.request_body_timeout", "100ms")];
@@ -342,6 +379,19 @@ async fn connections() {
         let answer = raw(a, format!("{HEAD}X: {}\r\n\r\n", "x".repeat(100_000)).as_bytes()).await;
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
     })
+    .await;
+    check(
+        "an idle connection after a request",
+        &settings,
+        "antiphon_gateway_sockets ",
+        async |a| {
+            let answer = raw(a, b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n").await;
+            assert!(
+                answer.starts_with("HTTP/1.1 404"),
+                "closed at the deadline for heads: {answer}"
+            );
+        },
+    )
     .await;
     let settings = [("server.max_connections", "2")];
     check("one connection too many", &settings, &refusal("total_limit"), async |a| {

@@ -68,16 +68,35 @@ impl Client {
             request.headers_mut().insert(*name, value.parse().expect("a header value"));
         }
         let (socket, _) = client_async(request, stream).await?;
-        let mut client = Self {
+        let mut client = Self::new(socket);
+        let open = client.message().await.expect("an open packet");
+        assert!(open.to_text().expect("text").starts_with('0'), "{open:?}");
+        Ok(client)
+    }
+
+    /// Takes over a polling session that has not connected to a namespace yet.
+    pub(crate) async fn upgrade(
+        address: SocketAddr,
+        sid: &str,
+    ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
+        let stream = TcpStream::connect(address).await.expect("the node listens");
+        let url = format!("ws://{address}/socket.io/?EIO=4&transport=websocket&sid={sid}");
+        let (socket, _) = client_async(url, stream).await?;
+        let mut client = Self::new(socket);
+        client.send_text("2probe").await;
+        assert_eq!(client.raw_text().await, "3probe");
+        client.send_text("5").await;
+        Ok(client)
+    }
+
+    fn new(socket: WebSocketStream<TcpStream>) -> Self {
+        Self {
             socket,
             prefix: String::new(),
             attachments_due: 0,
             partial: None,
             seen: VecDeque::new(),
-        };
-        let open = client.message().await.expect("an open packet");
-        assert!(open.to_text().expect("text").starts_with('0'), "{open:?}");
-        Ok(client)
+        }
     }
 
     /// Sends an Engine.IO packet as it is; whether the node still takes it shows later.

@@ -35,7 +35,8 @@ async fn sessions_are_closed_in_batches_and_without_a_disconnect_packet() {
 
 #[tokio::test]
 async fn what_was_acknowledged_is_delivered_first() {
-    let node = TestNode::start(&[("drain.spread", "0s")]).await;
+    let settings = [("drain.spread", "0s"), ("session.send_queue_bytes", "100MB")];
+    let node = TestNode::start(&settings).await;
     let mut reader = Client::connect(node.address).await;
     let mut sender = Client::connect(node.address).await;
     // More than the kernel's buffers take: some of it waits in the engine's queue.

@@ -219,6 +219,33 @@ async fn a_rate_is_each_connections_own() {
 }
 
 #[tokio::test]
+async fn leaving_and_coming_back_does_not_refill_a_rate() {
+    let node = TestNode::start_with_file(RULES, &[]).await;
+    let mut client = Client::connect(node.address).await;
+    for id in 0..3 {
+        assert_eq!(client.ask(id, json!(["seldom"])).await, ok());
+        client.event().await;
+    }
+    client.send_text("41").await;
+    client.send_text("40").await;
+    assert_eq!(client.next().await, Packet::Connected);
+    assert_eq!(client.ask(3, json!(["seldom"])).await, refused("rate_limited"));
+}
+
+#[tokio::test]
+async fn volatile_events_keep_their_place_among_the_others() {
+    let node = TestNode::start_with_file(RULES, &[]).await;
+    let [mut a, mut b, _c] = three(&node).await;
+    for number in 0..100 {
+        a.emit(json!([if number % 2 == 0 { "cursor" } else { "to_all" }, number])).await;
+        // Nobody is behind, so nothing is left out.
+        for client in [&mut a, &mut b] {
+            assert_eq!(client.event().await[1], number);
+        }
+    }
+}
+
+#[tokio::test]
 async fn namespaces_have_their_own_events_and_sockets() {
     let node = TestNode::start_with_file(RULES, &[]).await;
     let mut root = Client::connect(node.address).await;

@@ -61,8 +61,47 @@ async fn a_full_queue_closes_its_client_and_nobody_else() {
 }
 
 #[tokio::test]
+async fn what_waits_is_bounded_in_bytes_too() {
+    let settings =
+        [("session.send_queue_bytes", "2000000"), ("session.send_queue_packets", "10000")];
+    let node = TestNode::start(&settings).await;
+    let _silent = silent(&node).await;
+    let mut sender = Client::connect(node.address).await;
+    let filler = "x".repeat(500_000);
+    // The kernel's buffers, the two megabytes, and not a hundred.
+    for sent in 0..100 {
+        sender.ask(sent, json!(["chat_message", sent, filler])).await;
+        assert_eq!(sender.event().await[1], sent, "who reads gets everything");
+    }
+    node.until(&closed("slow_consumer"), 1.0).await;
+    sender.leave().await;
+    node.until_empty().await;
+}
+
+#[tokio::test]
+async fn volatile_events_pass_by_a_client_that_is_behind() {
+    let rules = "[[event]]\nname = \"cursor\"\naction = \"broadcast\"\nvolatile = true\n";
+    let node = TestNode::start_with_file(rules, &[]).await;
+    let _silent = silent(&node).await;
+    let mut sender = Client::connect(node.address).await;
+    let filler = "x".repeat(500_000);
+    for sent in 0..100 {
+        sender.ask(sent, json!(["cursor", sent, filler])).await;
+        assert_eq!(sender.event().await[1], sent);
+    }
+    let skipped = r#"antiphon_gateway_undelivered_total{reason="volatile"}"#;
+    assert!(node.metric(skipped).await > 50.0, "most of them passed it by");
+    assert_eq!(node.metric(&closed("slow_consumer")).await, 0.0, "and cost it nothing");
+    sender.leave().await;
+}
+
+#[tokio::test]
 async fn a_client_that_takes_nothing_is_closed_at_its_deadline() {
-    let node = TestNode::start(&[("session.write_stall_timeout", "200ms")]).await;
+    let node = TestNode::start(&[
+        ("session.write_stall_timeout", "200ms"),
+        ("session.send_queue_bytes", "100MB"),
+    ])
+    .await;
     let _silent = silent(&node).await;
     let mut sender = Client::connect(node.address).await;
     let filler = "x".repeat(900_000);
