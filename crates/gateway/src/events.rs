@@ -14,7 +14,7 @@ use std::{
 };
 
 use antiphon_adapter::{Cluster, Namespace};
-use antiphon_metrics::{Error, EventCounters, GatewayMetrics, gateway::Outcome};
+use antiphon_metrics::{Counters, Error, GatewayMetrics, gateway::Outcome};
 use bytes::Bytes;
 use governor::{Quota, RateLimiter};
 use socketioxide::{handler::MessageHandler, socket::Socket};
@@ -40,7 +40,7 @@ pub(crate) struct Rules {
     by_name: HashMap<String, Arc<Rule>>,
     // Each rule with a rate has a place of its own in every socket's list of limiters.
     quotas: Vec<Quota>,
-    other: EventCounters<Outcome>,
+    other: Counters<Outcome>,
     limits: Limits,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct Rule {
     volatile: bool,
     max_bytes: usize,
     limiter: Option<usize>,
-    counters: EventCounters<Outcome>,
+    counters: Counters<Outcome>,
 }
 
 impl Rules {
@@ -74,7 +74,7 @@ impl Rules {
         Ok(rules)
     }
 
-    fn add(&mut self, rule: &EventRule, counters: EventCounters<Outcome>) {
+    fn add(&mut self, rule: &EventRule, counters: Counters<Outcome>) {
         let limiter = rule.rate.map(|rate| {
             self.quotas.push(Quota::per_second(rate.per_second).allow_burst(rate.burst));
             self.quotas.len() - 1

@@ -114,15 +114,26 @@ impl Metric for IntGauge {
     }
 }
 
-/// A counter for each value of a label.
-pub struct Counters<L> {
-    children: Vec<IntCounter>,
+/// A metric for each value of a label.
+pub struct Family<L, M> {
+    children: Vec<M>,
     label: PhantomData<L>,
 }
 
-impl<L: Label> Counters<L> {
-    /// The counter of one value.
-    pub fn of(&self, label: L) -> &IntCounter {
+/// A counter for each value of a label.
+pub type Counters<L> = Family<L, IntCounter>;
+
+/// A gauge for each value of a label.
+pub type Gauges<L> = Family<L, IntGauge>;
+
+impl<L: Label, M> Family<L, M> {
+    fn new(child: impl FnMut(L) -> Result<M, Error>) -> Result<Self, Error> {
+        let children = L::all().into_iter().map(child).collect::<Result<_, _>>()?;
+        Ok(Self { children, label: PhantomData })
+    }
+
+    /// The metric of one value.
+    pub fn of(&self, label: L) -> &M {
         &self.children[label.index()]
     }
 }
@@ -131,24 +142,7 @@ impl<L: Label> Metric for Counters<L> {
     fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
         let family = IntCounterVec::new(Opts::new(name, help), L::NAMES)?;
         registry.register(Box::new(family.clone()))?;
-        let child = |label: L| family.get_metric_with_label_values(&label.values());
-        Ok(Self {
-            children: L::all().into_iter().map(child).collect::<Result<_, _>>()?,
-            label: PhantomData,
-        })
-    }
-}
-
-/// A gauge for each value of a label.
-pub struct Gauges<L> {
-    children: Vec<IntGauge>,
-    label: PhantomData<L>,
-}
-
-impl<L: Label> Gauges<L> {
-    /// The gauge of one value.
-    pub fn of(&self, label: L) -> &IntGauge {
-        &self.children[label.index()]
+        Family::new(|label: L| family.get_metric_with_label_values(&label.values()))
     }
 }
 
@@ -156,11 +150,7 @@ impl<L: Label> Metric for Gauges<L> {
     fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
         let family = IntGaugeVec::new(Opts::new(name, help), L::NAMES)?;
         registry.register(Box::new(family.clone()))?;
-        let child = |label: L| family.get_metric_with_label_values(&label.values());
-        Ok(Self {
-            children: L::all().into_iter().map(child).collect::<Result<_, _>>()?,
-            label: PhantomData,
-        })
+        Family::new(|label: L| family.get_metric_with_label_values(&label.values()))
     }
 }
 
@@ -172,14 +162,10 @@ pub struct EventFamily<L> {
 
 impl<L: Label> EventFamily<L> {
     /// The counters of one rule; call it once for each when the rules are read.
-    pub fn rule(&self, namespace: &str, event: &str) -> Result<EventCounters<L>, Error> {
-        let child = |label: L| {
+    pub fn rule(&self, namespace: &str, event: &str) -> Result<Counters<L>, Error> {
+        Family::new(|label: L| {
             let values = [&[namespace, event][..], &label.values()].concat();
             self.family.get_metric_with_label_values(&values)
-        };
-        Ok(EventCounters {
-            children: L::all().into_iter().map(child).collect::<Result<_, _>>()?,
-            label: PhantomData,
         })
     }
 }
@@ -190,18 +176,5 @@ impl<L: Label> Metric for EventFamily<L> {
         let family = IntCounterVec::new(Opts::new(name, help), &labels)?;
         registry.register(Box::new(family.clone()))?;
         Ok(Self { family, label: PhantomData })
-    }
-}
-
-/// One event rule's counters, by outcome.
-pub struct EventCounters<L> {
-    children: Vec<IntCounter>,
-    label: PhantomData<L>,
-}
-
-impl<L: Label> EventCounters<L> {
-    /// The counter of one outcome.
-    pub fn of(&self, label: L) -> &IntCounter {
-        &self.children[label.index()]
     }
 }

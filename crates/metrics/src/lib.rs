@@ -12,7 +12,7 @@
 mod declare;
 pub mod gateway;
 
-pub use declare::{Counters, EventCounters, EventFamily, Gauges, Label};
+pub use declare::{Counters, EventFamily, Family, Gauges, Label};
 pub use gateway::GatewayMetrics;
 pub use prometheus::{Error, IntCounter, IntGauge, Registry};
 
