@@ -19,9 +19,13 @@ use socketioxide_core::{
     packet::{Packet, PacketData},
 };
 
-/// Recipients served before the delivering task lets others run. Large enough that the switch
-/// (about a microsecond) is lost among the deliveries (about a third of one each).
+/// Recipients served before the delivering task lets others run. Large enough that the switch is lost
+/// among the deliveries.
 pub const DELIVERIES_PER_TURN: usize = 256;
+
+/// The same in bytes: every delivery is a copy until it is written, and a large packet for many
+/// recipients should not exist once for each of them at a time.
+pub const BYTES_PER_TURN: usize = 1024 * 1024;
 
 /// What the node knows of the connections behind the sockets.
 pub trait Recipients: Send + Sync + 'static {
@@ -121,8 +125,9 @@ impl<E: SocketEmitter> ClusterAdapter<E> {
         let volatile = opts.has_flag(BroadcastFlags::Volatile);
         let bytes = payload_bytes(&packet);
         let mut delivered = Delivered::default();
+        let turn = (BYTES_PER_TURN / bytes.max(1)).clamp(1, DELIVERIES_PER_TURN);
         for (served, sid) in self.local.sockets(opts).into_iter().enumerate() {
-            if served % DELIVERIES_PER_TURN == DELIVERIES_PER_TURN - 1 {
+            if served % turn == turn - 1 {
                 tokio::task::yield_now().await;
             }
             let count = match self.shared.recipients.admit(sid, bytes, volatile) {

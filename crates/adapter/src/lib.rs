@@ -15,7 +15,7 @@
 //! still the JSON text that came in: socketioxide's own `emit` would print them anew.
 //!
 //! A broadcast is delivered in the order in which it is asked for, by the task that asks. It yields
-//! every [`DELIVERIES_PER_TURN`] recipients, so that the tasks which write to the recipients' sockets
+//! every [`DELIVERIES_PER_TURN`] recipients, sooner for large packets, so that the tasks which write to the recipients' sockets
 //! get their turn and queues stay short while the processor is the bottleneck.
 //!
 //! # What is missing
@@ -26,5 +26,6 @@
 mod adapter;
 
 pub use adapter::{
-    Admission, Cluster, ClusterAdapter, DELIVERIES_PER_TURN, Delivered, Namespace, Recipients,
+    Admission, BYTES_PER_TURN, Cluster, ClusterAdapter, DELIVERIES_PER_TURN, Delivered, Namespace,
+    Recipients,
 };

@@ -16,6 +16,7 @@ use tokio_tungstenite::tungstenite;
 use crate::{
     client::{Client, Packet},
     harness::{DEADLINE, TestNode},
+    rules::RULES,
 };
 
 /// Plays a case on a node of its own and checks that `counted` went up by one, nobody else was
@@ -221,6 +222,51 @@ async fn events() {
         client.leave().await;
     })
     .await;
+}
+
+/// What breaks a rule, and what is answered; `rules.rs` has the same with acknowledgements.
+#[tokio::test]
+async fn broken_rules() {
+    let node = TestNode::start_with_file(RULES, &[]).await;
+    let mut client = Client::connect(node.address).await;
+    let nine = "123456789";
+    for (event, outcome) in [
+        (json!(["join", 5]), "invalid_room"),
+        (json!(["join", ""]), "invalid_room"),
+        (json!(["say"]), "invalid_room"),
+        (json!(["join", nine]), "room_name_too_long"),
+        (json!(["say", nine, 1]), "room_name_too_long"),
+        (json!(["say_others", "r", 1]), "not_joined"),
+        (json!(["small", "x".repeat(30)]), "too_large"),
+    ] {
+        client.emit(event.clone()).await;
+        let body = json!({"ok": false, "error": outcome, "event": event[0]});
+        assert_eq!(client.event().await, json!(["error", body]), "{event}");
+    }
+    for room in ["one", "two"] {
+        client.emit(json!(["join", room])).await;
+    }
+    client.emit(json!(["join", "three"])).await;
+    let body = json!({"ok": false, "error": "too_many_rooms", "event": "join"});
+    assert_eq!(client.event().await, json!(["error", body]));
+    // Far beyond a burst of three: each of the rest is refused, and none is lost on the way.
+    let mut answers = (0, 0);
+    for _ in 0..50 {
+        client.emit(json!(["seldom"])).await;
+    }
+    for _ in 0..50 {
+        let event = client.event().await;
+        match event[0].as_str() {
+            Some("seldom") => answers.0 += 1,
+            _ => {
+                assert_eq!(event[1]["error"], "rate_limited");
+                answers.1 += 1;
+            }
+        }
+    }
+    assert!(answers.0 >= 3 && answers.1 > 0, "{answers:?}");
+    client.leave().await;
+    node.until_empty().await;
 }
 
 #[tokio::test]

@@ -7,7 +7,8 @@ use crate::{
     harness::TestNode,
 };
 
-const RULES: &str = r#"
+/// One rule of each kind.
+pub(crate) const RULES: &str = r#"
 namespaces = ["/", "/other"]
 
 [limits]
