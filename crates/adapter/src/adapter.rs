@@ -1,12 +1,7 @@
 //! The adapter itself: recipients, their queues, and what happens when one is full.
 
 use std::{
-    collections::{HashMap, HashSet},
-    convert::Infallible,
-    future::Future,
-    pin::Pin,
-    sync::{Arc, PoisonError, RwLock, Weak},
-    time::Duration,
+    collections::HashSet, convert::Infallible, future::Future, pin::Pin, sync::Arc, time::Duration,
 };
 
 use socketioxide_core::{
@@ -18,6 +13,8 @@ use socketioxide_core::{
     },
     packet::{Packet, PacketData},
 };
+
+use crate::cluster::{Cluster, Published, Shared};
 
 /// Recipients served before the delivering task lets others run. Large enough that the switch is lost
 /// among the deliveries.
@@ -62,37 +59,16 @@ pub struct Delivered {
     pub too_slow: u64,
     /// Recipients that left in the meantime.
     pub gone: u64,
-}
-
-/// What the adapters of one node's namespaces share. Cloning it is cheap.
-#[derive(Clone)]
-pub struct Cluster(Arc<Shared>);
-
-struct Shared {
-    // Written once for each namespace, when the node starts; read to find one.
-    namespaces: RwLock<HashMap<String, Weak<dyn Local>>>,
-    recipients: Arc<dyn Recipients>,
-}
-
-impl Cluster {
-    /// A node by itself.
-    pub fn new(recipients: Arc<dyn Recipients>) -> Self {
-        Self(Arc::new(Shared { namespaces: RwLock::default(), recipients }))
-    }
-
-    /// The namespace at `path`, once socketioxide has made it.
-    pub fn namespace(&self, path: &str) -> Option<Namespace> {
-        let namespaces = self.0.namespaces.read().unwrap_or_else(PoisonError::into_inner);
-        namespaces.get(path)?.upgrade().map(Namespace)
-    }
+    /// Whether the peers get it too.
+    pub published: Published,
 }
 
 /// One namespace, for whoever has packets for it.
 #[derive(Clone)]
-pub struct Namespace(Arc<dyn Local>);
+pub struct Namespace(pub(crate) Arc<dyn Local>);
 
 impl Namespace {
-    /// Delivers `packet` to everyone that `opts` selects. Packets from one task arrive in the order
+    /// Delivers `packet` to everyone that `opts` selects, on every node. Packets from one task arrive in the order
     /// in which that task awaited this.
     pub async fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Delivered {
         self.0.broadcast(packet, opts).await
@@ -104,15 +80,18 @@ impl Namespace {
     }
 }
 
-/// [`ClusterAdapter`] without socketioxide's emitter in its type, which the gateway need not know.
-trait Local: Send + Sync {
-    fn broadcast(
-        &self,
-        packet: Packet,
-        opts: BroadcastOptions,
-    ) -> Pin<Box<dyn Future<Output = Delivered> + Send + '_>>;
+/// [`ClusterAdapter`] without socketioxide's emitter in its type, which nobody else need know.
+pub(crate) trait Local: Send + Sync {
+    /// To everyone meant, on every node.
+    fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Delivering<'_>;
+    /// To those on this node, for a peer that has published it.
+    fn deliver_for_peer(&self, packet: Packet, opts: BroadcastOptions) -> Delivering<'_>;
+    /// Whether anybody on this node may be in the room.
+    fn has_members(&self, room: &str) -> bool;
     fn rooms(&self, sid: Sid) -> HashSet<Room>;
 }
+
+type Delivering<'a> = Pin<Box<dyn Future<Output = Delivered> + Send + 'a>>;
 
 /// socketioxide's adapter for one namespace.
 pub struct ClusterAdapter<E> {
@@ -121,12 +100,39 @@ pub struct ClusterAdapter<E> {
 }
 
 impl<E: SocketEmitter> ClusterAdapter<E> {
+    /// The peers first: what the bus does with it takes time that delivery here can use.
+    async fn publish_and_deliver(&self, packet: Packet, opts: BroadcastOptions) -> Delivered {
+        let published = self.shared.publish(&packet, &opts);
+        Delivered { published, ..self.deliver(packet, opts).await }
+    }
+
+    /// Who is meant, on this node. In Node a socket is in a room named by its own id; here such a name
+    /// is taken for the socket itself, so that nobody has to keep a room for every socket.
+    fn recipients(&self, opts: BroadcastOptions) -> Vec<Sid> {
+        let sockets = |rooms: &[Room]| rooms.iter().filter_map(|room| room.parse().ok()).collect();
+        let (named, spared): (Vec<Sid>, Vec<Sid>) = (sockets(&opts.rooms), sockets(&opts.except));
+        let mut except = BroadcastOptions::default();
+        except.rooms = opts.except.clone();
+        let mut recipients = self.local.sockets(opts);
+        if !named.is_empty() {
+            let excepted = self.local.sockets(except);
+            let new = |sid: &Sid| !recipients.contains(sid) && !excepted.contains(sid);
+            let named: Vec<Sid> = named.into_iter().filter(new).collect();
+            recipients.extend(named);
+        }
+        if !spared.is_empty() {
+            recipients.retain(|sid| !spared.contains(sid));
+        }
+        recipients
+    }
+
     async fn deliver(&self, packet: Packet, opts: BroadcastOptions) -> Delivered {
         let volatile = opts.has_flag(BroadcastFlags::Volatile);
         let bytes = payload_bytes(&packet);
         let mut delivered = Delivered::default();
+        let recipients = self.recipients(opts);
         let turn = (BYTES_PER_TURN / bytes.max(1)).clamp(1, DELIVERIES_PER_TURN);
-        for (served, sid) in self.local.sockets(opts).into_iter().enumerate() {
+        for (served, sid) in recipients.into_iter().enumerate() {
             if served % turn == turn - 1 {
                 tokio::task::yield_now().await;
             }
@@ -173,12 +179,18 @@ fn payload_bytes(packet: &Packet) -> usize {
 }
 
 impl<E: SocketEmitter> Local for ClusterAdapter<E> {
-    fn broadcast(
-        &self,
-        packet: Packet,
-        opts: BroadcastOptions,
-    ) -> Pin<Box<dyn Future<Output = Delivered> + Send + '_>> {
+    fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Delivering<'_> {
+        Box::pin(self.publish_and_deliver(packet, opts))
+    }
+
+    fn deliver_for_peer(&self, packet: Packet, opts: BroadcastOptions) -> Delivering<'_> {
         Box::pin(self.deliver(packet, opts))
+    }
+
+    fn has_members(&self, room: &str) -> bool {
+        let mut opts = BroadcastOptions::default();
+        opts.rooms.push(room.to_owned().into());
+        room.parse::<Sid>().is_ok() || !self.local.sockets(opts).is_empty()
     }
 
     fn rooms(&self, sid: Sid) -> HashSet<Room> {
@@ -193,17 +205,13 @@ impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
     type InitRes = ();
 
     fn new(state: &Cluster, local: CoreLocalAdapter<E>) -> Self {
-        let shared = Arc::clone(&state.0);
-        Self { local, shared }
+        Self { local, shared: state.shared() }
     }
 
     fn init(self: Arc<Self>, on_success: impl FnOnce() + Send + 'static) {
         let path = self.local.path().to_string();
-        // Weak: the namespace owns its adapter, and this map must not keep either alive.
         let adapter: Arc<dyn Local> = Arc::clone(&self) as Arc<dyn Local>;
-        let adapter = Arc::downgrade(&adapter);
-        let namespaces = &self.shared.namespaces;
-        namespaces.write().unwrap_or_else(PoisonError::into_inner).insert(path, adapter);
+        self.shared.register(path, Arc::downgrade(&adapter));
         on_success();
     }
 
@@ -212,8 +220,8 @@ impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
         packet: Packet,
         opts: BroadcastOptions,
     ) -> Result<(), BroadcastError> {
-        // A full queue is no error for the sender: it has been dealt with.
-        self.deliver(packet, opts).await;
+        // Neither a full queue nor a bus that is down is an error here: both have been dealt with.
+        self.publish_and_deliver(packet, opts).await;
         Ok(())
     }
 

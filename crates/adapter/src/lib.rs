@@ -18,14 +18,26 @@
 //! every [`DELIVERIES_PER_TURN`] recipients, sooner for large packets, so that the tasks which write to the recipients' sockets
 //! get their turn and queues stay short while the processor is the bottleneck.
 //!
+//! # Between nodes
+//!
+//! Nodes and Node.js servers with `@socket.io/redis-adapter` share one Redis: [`bus`] moves bytes through
+//! its pub/sub channels, [`wire`] is what the bytes mean. A broadcast is published and delivered here; a bus
+//! that is down never keeps it from this node's own sockets ([`Published`]). Delivery between nodes is
+//! at most once.
+//!
 //! # What is missing
 //!
-//! Other nodes: everything here is local. The bus, and with it the bytes between nodes, goes
-//! between [`Namespace::broadcast`] and `ClusterAdapter::deliver`, behind a module of its own.
+//! Requests between nodes (who is in a room, join these sockets, broadcasts with acknowledgement): [`wire`]
+//! reads and writes them, nobody answers them yet. This node does not subscribe to their channel, so that
+//! Node's servers do not wait for it.
 
 mod adapter;
+pub mod bus;
+mod cluster;
+pub mod wire;
 
 pub use adapter::{
-    Admission, BYTES_PER_TURN, Cluster, ClusterAdapter, DELIVERIES_PER_TURN, Delivered, Namespace,
+    Admission, BYTES_PER_TURN, ClusterAdapter, DELIVERIES_PER_TURN, Delivered, Namespace,
     Recipients,
 };
+pub use cluster::{Cluster, Peers, Published, subscriptions};

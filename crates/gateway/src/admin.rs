@@ -12,12 +12,13 @@ use axum::{
 use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
 
-use crate::{config::Secret, handshake::Gate, server::Node};
+use crate::{cluster::BusWatch, config::Secret, handshake::Gate, server::Node};
 
 #[derive(Clone)]
 struct Admin {
     registry: Registry,
     gate: Arc<Gate>,
+    bus: Option<BusWatch>,
     token: Option<Secret>,
 }
 
@@ -26,6 +27,7 @@ pub(crate) fn routes(node: &Node) -> Router {
     let admin = Admin {
         registry: node.registry.clone(),
         gate: Arc::clone(&node.gate),
+        bus: node.peers.as_ref().map(|peers| peers.link.watch()),
         token: node.config.admin.token.clone(),
     };
     Router::new()
@@ -45,12 +47,23 @@ struct Readiness {
 #[derive(Serialize)]
 struct Conditions {
     not_draining: bool,
+    /// Peers are reached and heard; not there without peers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bus: Option<bool>,
+}
+
+impl Admin {
+    fn readiness(&self) -> Readiness {
+        let not_draining = !self.gate.is_draining();
+        let bus = self.bus.as_ref().map(BusWatch::is_well);
+        let ready = not_draining && self.bus.as_ref().is_none_or(BusWatch::allows);
+        Readiness { ready, conditions: Conditions { not_draining, bus } }
+    }
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {
-    let not_draining = !admin.gate.is_draining();
-    let status = if not_draining { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let readiness = Readiness { ready: not_draining, conditions: Conditions { not_draining } };
+    let readiness = admin.readiness();
+    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(readiness)).into_response()
 }
 

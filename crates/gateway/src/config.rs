@@ -5,7 +5,7 @@
 //! merged as text, then read key by key into [`Config`] in one step which reports every mistake
 //! at once, with its key, where it came from and what would be right.
 
-use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
 
@@ -40,6 +40,8 @@ pub struct Config {
     pub drain: Drain,
     /// The listener for operators.
     pub admin: Admin,
+    /// The way to other nodes; `None`: this node is by itself.
+    pub redis: Option<Redis>,
     /// What is written to standard error.
     pub log: Log,
     /// The namespaces that clients may connect to; `/` is always one of them.
@@ -176,6 +178,43 @@ pub struct Admin {
     pub listen: Option<SocketAddr>,
     /// What `/metrics` wants as a bearer token; `None`: nothing.
     pub token: Option<Secret>,
+}
+
+/// `[redis]`
+#[derive(Debug, Clone)]
+pub struct Redis {
+    /// `redis://`, `rediss://` or `unix://`; it may hold a password.
+    pub url: Secret,
+    /// Goes before the user in the URL.
+    pub username: Option<String>,
+    /// Goes before the password in the URL.
+    pub password: Option<Secret>,
+    /// What the channels' names begin with.
+    pub prefix: String,
+    /// Whether RESP3 is spoken, instead of RESP2.
+    pub resp3: bool,
+    /// Certificates of the authorities to trust, instead of the system's: a PEM file.
+    pub tls_ca: Option<PathBuf>,
+    /// This node's certificate: a PEM file.
+    pub tls_certificate: Option<PathBuf>,
+    /// The key that belongs to it: a PEM file.
+    pub tls_key: Option<PathBuf>,
+    /// How long making a connection may take.
+    pub connect_timeout: Duration,
+    /// Time between two messages to itself, by which a node knows that it hears its peers.
+    pub probe_interval: Duration,
+    /// How long one may take.
+    pub probe_timeout: Duration,
+    /// Broadcasts that may wait to be published.
+    pub publish_queue_messages: usize,
+    /// The same in bytes.
+    pub publish_queue_bytes: usize,
+    /// Broadcasts that may wait to be delivered.
+    pub receive_queue_messages: usize,
+    /// The same in bytes.
+    pub receive_queue_bytes: usize,
+    /// Whether a node that has lost Redis is still ready.
+    pub degraded_is_ready: bool,
 }
 
 /// `[log]`

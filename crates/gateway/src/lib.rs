@@ -4,6 +4,7 @@
 //! events. `run(config, listeners, shutdown)` is all of it; several nodes may run in one process.
 
 mod admin;
+mod cluster;
 pub mod config;
 mod door;
 mod eio3;
@@ -18,18 +19,19 @@ mod sessions;
 mod stage;
 pub mod telemetry;
 
+pub use cluster::ClusterError;
 pub use events::Adapter;
 pub use lifecycle::{BindError, Listeners, Shutdown, TaskEnded};
-pub use server::Node;
+pub use server::{BuildError, Node};
 
 use config::Config;
 
 /// Why a node ended other than by being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A metric could not be registered: two event rules clash.
-    #[error("cannot set up metrics")]
-    Metrics(#[from] antiphon_metrics::Error),
+    /// It could not be put together.
+    #[error("cannot start")]
+    Build(#[from] BuildError),
     /// A part of it ended.
     #[error("cannot go on serving")]
     Serve(#[from] TaskEnded),

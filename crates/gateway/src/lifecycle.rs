@@ -20,7 +20,7 @@ use crate::{
     admin,
     config::{Config, Drain},
     net::{self, Acceptor},
-    server::Node,
+    server::{Node, PeersLink},
     sessions::Sessions,
 };
 
@@ -126,7 +126,11 @@ impl Node {
             stop.clone(),
         );
         let routes = admin::routes(&self);
-        let Self { config, sessions, gate, mut stage, mut closer, .. } = self;
+        let Self { config, sessions, gate, mut stage, mut closer, peers, .. } = self;
+        let (link, mut receiving) = match peers {
+            Some(PeersLink { link, receiving }) => (Some(link), Some(receiving)),
+            None => (None, None),
+        };
         let mut accepting = AbortOnDropHandle::new(tokio::spawn(acceptor.run(listeners.public)));
         let _admin = listeners.admin.map(|listener| {
             let serve = axum::serve(listener, routes).into_future();
@@ -139,6 +143,7 @@ impl Node {
             _ = &mut accepting => Err(TaskEnded("accepting connections")),
             _ = &mut stage => Err(TaskEnded("delivering events")),
             _ = &mut closer => Err(TaskEnded("closing polling sessions")),
+            _ = until_ended(&mut receiving) => Err(TaskEnded("receiving from peers")),
         };
         // Clients that poll still need new connections: accepting ends after the sessions do.
         gate.drain();
@@ -147,7 +152,18 @@ impl Node {
         connections.close();
         // What has not ended by now ends with the process.
         let _ = tokio::time::timeout(LAST_CONNECTIONS, connections.wait()).await;
+        if let Some(link) = link {
+            link.close().await;
+        }
         ended
+    }
+}
+
+/// Returns when the task ends; never if there is none.
+async fn until_ended(task: &mut Option<AbortOnDropHandle<()>>) {
+    match task {
+        Some(task) => drop(task.await),
+        None => std::future::pending().await,
     }
 }
 

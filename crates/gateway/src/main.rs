@@ -114,7 +114,11 @@ fn announce(config: &Config, listeners: &Listeners) -> anyhow::Result<()> {
     };
     tracing::info!(
         node.id = config.node.id,
-        mode = "single node, without Redis",
+        mode = if config.redis.is_some() {
+            "cluster, over Redis"
+        } else {
+            "single node, without Redis"
+        },
         admin,
         version = env!("CARGO_PKG_VERSION"),
         "Antiphon serves Socket.IO at http://{address}{}/",

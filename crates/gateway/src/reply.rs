@@ -15,6 +15,9 @@ use crate::{events::Adapter, sessions::Session};
 #[derive(Debug, Serialize)]
 struct Body<'a> {
     ok: bool,
+    /// Whom it reached, if not everybody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scope: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,19 +44,20 @@ impl Reply {
     /// Acknowledges the event if the sender asked for that; else, if it was refused, says so with
     /// the event's name (empty when it has none).
     pub(crate) fn send(self, outcome: Outcome, event: &str) {
-        let error = match outcome {
-            Outcome::Ok => None,
+        let done = |scope| Body { ok: true, scope, error: None, event: None };
+        let body = match outcome {
             Outcome::Ignored => return,
-            refused => Some(refused.as_str()),
+            Outcome::Ok => done(None),
+            Outcome::OkLocal => done(Some("local")),
+            refused => {
+                let event = Some(event).filter(|name| self.ack.is_none() && !name.is_empty());
+                Body { ok: false, scope: None, error: Some(refused.as_str()), event }
+            }
         };
-        let ok = error.is_none();
-        let sent = if self.ack.is_some() {
-            self.acknowledge(&Body { ok, error, event: None })
-        } else if ok {
-            Ok(())
-        } else {
-            let event = Some(event).filter(|name| !name.is_empty());
-            self.socket.emit("error", &Body { ok, error, event })
+        let sent = match (self.ack.is_some(), body.ok) {
+            (true, _) => self.acknowledge(&body),
+            (false, true) => Ok(()),
+            (false, false) => self.socket.emit("error", &body),
         };
         // A client that does not read its answers is as slow as one that does not read events.
         if let Err(SendError::Socket(SocketError::InternalChannelFull)) = sent {

@@ -16,6 +16,7 @@ use tower::{Layer, ServiceExt};
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
 use crate::{
+    cluster::{self, ClusterError, Link},
     config::{AllowedOrigins, Config, Cors},
     door::Door,
     events::{Adapter, Rules},
@@ -28,6 +29,23 @@ use crate::{
 /// connection; chat messages are smaller, and larger ones only take more reads.
 const WEBSOCKET_READ_BUFFER_BYTES: usize = 1024;
 
+/// What a node of a cluster has besides.
+pub(crate) struct PeersLink {
+    pub(crate) link: Link,
+    pub(crate) receiving: AbortOnDropHandle<()>,
+}
+
+/// Why a node cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A metric is there already: two event rules clash.
+    #[error("cannot set up metrics")]
+    Metrics(#[from] antiphon_metrics::Error),
+    /// The way to the peers.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+}
+
 /// A node, ready to be served.
 pub struct Node {
     pub(crate) config: Arc<Config>,
@@ -39,11 +57,12 @@ pub struct Node {
     pub(crate) io: SocketIo<Adapter>,
     pub(crate) stage: AbortOnDropHandle<()>,
     pub(crate) closer: AbortOnDropHandle<()>,
+    pub(crate) peers: Option<PeersLink>,
 }
 
 impl Node {
     /// Assembles a node. Needs a tokio runtime, for the tasks that it starts; listens to nothing yet.
-    pub fn new(config: Config) -> Result<Self, antiphon_metrics::Error> {
+    pub fn new(config: Config) -> Result<Self, BuildError> {
         let nothing = Router::new().fallback(async |uri: Uri| {
             (StatusCode::NOT_FOUND, format!("nothing at {}\n", uri.path()))
         });
@@ -51,7 +70,7 @@ impl Node {
     }
 
     /// The same, answering requests for other paths than `server.path` with `routes`.
-    pub fn with_routes(config: Config, routes: Router) -> Result<Self, antiphon_metrics::Error> {
+    pub fn with_routes(config: Config, routes: Router) -> Result<Self, BuildError> {
         let config = Arc::new(config);
         let registry = Registry::new();
         let metrics = Arc::new(GatewayMetrics::register(&registry)?);
@@ -60,7 +79,7 @@ impl Node {
         let max_rooms = config.limits.max_rooms_per_socket;
         let (stage, worker) = stage(&config.stage, max_rooms, Arc::clone(&metrics));
 
-        let cluster = Cluster::new(Arc::clone(&sessions) as _);
+        let (cluster, link) = cluster::start(&config, &registry, Arc::clone(&sessions) as _)?;
         let (engine, io) = engine(&config, cluster.clone(), routes);
         for path in &config.namespaces {
             let rules = Rules::new(&config, path, &metrics)?;
@@ -74,8 +93,12 @@ impl Node {
         let closer = close_polling_sessions(to_close, engine.clone(), Arc::clone(&sessions), path);
         let [stage, closer] =
             [tokio::spawn(worker.run()), tokio::spawn(closer)].map(AbortOnDropHandle::new);
+        let peers = link.map(|(link, receiver)| {
+            let receiving = AbortOnDropHandle::new(tokio::spawn(cluster.receive(receiver)));
+            PeersLink { link, receiving }
+        });
         let app = app(engine, Arc::clone(&gate), &config.cors);
-        Ok(Self { config, registry, metrics, sessions, gate, app, io, stage, closer })
+        Ok(Self { config, registry, metrics, sessions, gate, app, io, stage, closer, peers })
     }
 
     /// The Socket.IO server inside, for programs that add handlers of their own.

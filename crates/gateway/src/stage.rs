@@ -12,7 +12,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use antiphon_adapter::Namespace;
+use antiphon_adapter::{Namespace, Published};
 use antiphon_metrics::{
     GatewayMetrics,
     gateway::{Outcome, Undelivered},
@@ -128,8 +128,7 @@ impl Worker {
         let outcome = match task {
             Task::Deliver { packet, room } => {
                 if rule.admits(room.as_deref(), || namespace.rooms(socket.id)) {
-                    self.deliver(&namespace, packet, rule.recipients(socket.id, room)).await;
-                    Outcome::Ok
+                    self.deliver(&namespace, packet, rule.recipients(socket.id, room)).await
                 } else {
                     Outcome::NotJoined
                 }
@@ -144,13 +143,22 @@ impl Worker {
         reply.send(outcome, &rule.name);
     }
 
-    async fn deliver(&self, namespace: &Namespace, packet: Packet, opts: BroadcastOptions) {
+    async fn deliver(
+        &self,
+        namespace: &Namespace,
+        packet: Packet,
+        opts: BroadcastOptions,
+    ) -> Outcome {
         let delivered = namespace.broadcast(packet, opts).await;
         let undelivered = &self.metrics.undelivered_total;
         self.metrics.deliveries_total.inc_by(delivered.queued);
         undelivered.of(Undelivered::SlowConsumer).inc_by(delivered.too_slow);
         undelivered.of(Undelivered::Volatile).inc_by(delivered.skipped);
         undelivered.of(Undelivered::Gone).inc_by(delivered.gone);
+        match delivered.published {
+            Published::No => Outcome::OkLocal,
+            Published::Yes | Published::NotNeeded => Outcome::Ok,
+        }
     }
 
     fn join(&self, namespace: &Namespace, socket: &Socket<Adapter>, room: String) -> Outcome {

@@ -11,8 +11,9 @@ fn main() -> ExitCode {
     }
     if std::env::var_os("ANTIPHON_INTEROP").is_none() {
         println!(
-            "\ninterop: the official Socket.IO clients (JavaScript 2, 3, 4 and Python) are not part of\n\
-             this run. They need Node.js and Python: `.ci/test` runs everything, and installs them.\n"
+            "\ninterop: the official Socket.IO clients (JavaScript 2, 3, 4 and Python), clusters with Node.js\n\
+             servers, and Redis faults are not part of this run. They need Node.js, Python and Redis:\n\
+             `.ci/test` runs everything, and installs those.\n"
         );
         return ExitCode::SUCCESS;
     }

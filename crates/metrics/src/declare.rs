@@ -1,8 +1,11 @@
 //! How a metric is declared: the macros, and the families that resolve label children at the start.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, time::Duration};
 
-use prometheus::{Error, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Counter, Error, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry,
+};
 
 /// One or more labels whose values are all known when the program is compiled.
 pub trait Label: Copy + 'static {
@@ -103,6 +106,47 @@ impl Metric for IntCounter {
         let counter = IntCounter::new(name, help)?;
         registry.register(Box::new(counter.clone()))?;
         Ok(counter)
+    }
+}
+
+impl Metric for Counter {
+    fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
+        let counter = Counter::new(name, help)?;
+        registry.register(Box::new(counter.clone()))?;
+        Ok(counter)
+    }
+}
+
+/// The bucket bounds of a histogram, with the reason for them in the implementor's documentation.
+pub trait Buckets: 'static {
+    /// The upper bounds, in seconds, in rising order.
+    const BOUNDS: &'static [f64];
+}
+
+/// A histogram of durations.
+pub struct Seconds<B> {
+    histogram: Histogram,
+    buckets: PhantomData<fn() -> B>,
+}
+
+impl<B: Buckets> Seconds<B> {
+    /// Takes note of one duration.
+    pub fn observe(&self, duration: Duration) {
+        self.histogram.observe(duration.as_secs_f64());
+    }
+
+    /// How many durations were noted.
+    pub fn count(&self) -> u64 {
+        self.histogram.get_sample_count()
+    }
+}
+
+impl<B: Buckets> Metric for Seconds<B> {
+    fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
+        let options = HistogramOpts::new(name, help).buckets(B::BOUNDS.to_vec());
+        let histogram = Histogram::with_opts(options)?;
+        registry.register(Box::new(histogram.clone()))?;
+        Ok(Self { histogram, buckets: PhantomData })
     }
 }
 

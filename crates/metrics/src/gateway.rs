@@ -72,6 +72,8 @@ label! {
     "outcome" Outcome {
         /// Done as its rule says.
         Ok = "ok",
+        /// Done, but for this node's sockets alone: its peers could not be reached.
+        OkLocal = "ok_local",
         /// No rule, and nobody waiting for an answer.
         Ignored = "ignored",
         /// No rule, and the sender was told so.

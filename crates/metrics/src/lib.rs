@@ -1,7 +1,7 @@
 //! What Antiphon measures.
 //!
 //! Every metric is declared once, as a field whose doc comment is its help text, in the struct of
-//! its subsystem ([`gateway`]). A struct is registered into a [`Registry`] that the caller owns:
+//! its subsystem ([`gateway`], [`adapter`], [`bus`]). A struct is registered into a [`Registry`] that the caller owns:
 //! several nodes in one process keep their figures apart, and nothing is global.
 //!
 //! Labels are Rust enums, so their values are few and known; the one exception is the name of an
@@ -9,12 +9,16 @@
 //! room, a socket, a user or the text of an error. Label children are made when the struct is, so
 //! counting is one atomic addition.
 
+pub mod adapter;
+pub mod bus;
 mod declare;
 pub mod gateway;
 
-pub use declare::{Counters, EventFamily, Family, Gauges, Label};
+pub use adapter::AdapterMetrics;
+pub use bus::BusMetrics;
+pub use declare::{Buckets, Counters, EventFamily, Family, Gauges, Label, Seconds};
 pub use gateway::GatewayMetrics;
-pub use prometheus::{Error, IntCounter, IntGauge, Registry};
+pub use prometheus::{Counter, Error, IntCounter, IntGauge, Registry};
 
 use prometheus::{Encoder, TextEncoder};
 

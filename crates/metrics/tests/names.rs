@@ -1,11 +1,15 @@
 //! Every metric keeps to the naming rules: prefix, unit, `_total`, help text, few label values.
 
-use antiphon_metrics::{GatewayMetrics, Registry, gateway::Outcome, render};
+use antiphon_metrics::{
+    AdapterMetrics, BusMetrics, GatewayMetrics, Registry, gateway::Outcome, render,
+};
 
 #[test]
 fn names_help_and_labels_follow_the_rules() {
     let registry = Registry::new();
     let metrics = GatewayMetrics::register(&registry).expect("names are free in a new registry");
+    BusMetrics::register(&registry).expect("names are free in a new registry");
+    AdapterMetrics::register(&registry).expect("names are free in a new registry");
     let rule = metrics.events_total.rule("/", "chat_message").expect("values match the labels");
     rule.of(Outcome::Ok).inc();
 

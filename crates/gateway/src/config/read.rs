@@ -197,6 +197,11 @@ impl<'a> Section<'a> {
         self.note(key, right, self.table.get(key))
     }
 
+    /// The same for a secret.
+    pub(super) fn refuse_unshown(&mut self, key: &str, right: String) -> Noted {
+        self.note_unshown(key, right, self.table.get(key))
+    }
+
     /// Whether the key is set.
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)

@@ -1,13 +1,13 @@
 //! What every key means: its type, its bounds, and how it must fit the others.
 
-use std::{collections::HashSet, net::SocketAddr, num::NonZeroU32, time::Duration};
+use std::{collections::HashSet, net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use config::{Value, ValueKind};
 use ipnet::IpNet;
 
 use super::{
     Action, Admin, AllowedOrigins, Audience, Config, Cors, Drain, EventRule, ForwardingHeader,
-    Limits, Log, LogFormat, Node, Proxy, Rate, Server, Session, Stage,
+    Limits, Log, LogFormat, Node, Proxy, Rate, Redis, Secret, Server, Session, Stage,
     read::{Noted, Parsed, Read, Section, address, boolean, duration, one_of, size, text, whole},
 };
 
@@ -56,6 +56,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Read<Config> {
     let drain = root.section("drain", drain);
     let public = server.as_ref().ok().map(|server| server.listen);
     let admin = root.section("admin", |section| admin(section, public));
+    let redis = root.section("redis", redis);
     let log = root.section("log", log);
 
     let mut taken = HashSet::new();
@@ -83,6 +84,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Read<Config> {
         stage: stage?,
         drain: drain?,
         admin: admin?,
+        redis: redis?,
         log: log?,
         namespaces: namespaces?,
         events: events?,
@@ -360,6 +362,73 @@ fn admin(s: &mut Section<'_>, public: Option<SocketAddr>) -> Read<Admin> {
         }
     }
     Ok(Admin { listen, token: token? })
+}
+
+fn redis(s: &mut Section<'_>) -> Read<Option<Redis>> {
+    let url = redis_url(s);
+    let username = s.get("username", text);
+    let password = s.secret("password");
+    let prefix = s.get("prefix", |value| match text(value) {
+        Ok(prefix) if !prefix.is_empty() => Ok(prefix),
+        _ => Err("want what the channels' names begin with, such as \"socket.io\"".to_owned()),
+    });
+    let resp3 = s.get("protocol", one_of(&[("resp2", false), ("resp3", true)]));
+    let tls_ca = s.get("tls_ca", file);
+    let tls_certificate = s.get("tls_certificate", file);
+    let tls_key = s.get("tls_key", file);
+    let connect_timeout = timeout(s, "connect_timeout");
+    let probe_interval = timeout(s, "probe_interval");
+    let probe_timeout = timeout(s, "probe_timeout");
+    let publish_queue_messages = s.get("publish_queue_messages", whole(1..=COUNT_MAX));
+    let publish_queue_bytes = s.get("publish_queue_bytes", size(MESSAGE_BYTES_MIN..=usize::MAX));
+    let receive_queue_messages = s.get("receive_queue_messages", whole(1..=COUNT_MAX));
+    let receive_queue_bytes = s.get("receive_queue_bytes", size(MESSAGE_BYTES_MIN..=usize::MAX));
+    let degraded_is_ready = s.get("degraded_is_ready", boolean);
+    let (tls_certificate, tls_key) = (tls_certificate?, tls_key?);
+    if tls_certificate.is_some() != tls_key.is_some() {
+        let right = "goes with redis.tls_key, and the other way round".to_owned();
+        return Err(s.refuse("tls_certificate", right));
+    }
+    let username = username?;
+    let redis = Redis {
+        url: match url? {
+            Some(url) => url,
+            None => Secret(String::new()),
+        },
+        username: (!username.is_empty()).then_some(username),
+        password: password?,
+        prefix: prefix?,
+        resp3: resp3?,
+        tls_ca: tls_ca?,
+        tls_certificate,
+        tls_key,
+        connect_timeout: connect_timeout?,
+        probe_interval: probe_interval?,
+        probe_timeout: probe_timeout?,
+        publish_queue_messages: publish_queue_messages?,
+        publish_queue_bytes: publish_queue_bytes?,
+        receive_queue_messages: receive_queue_messages?,
+        receive_queue_bytes: receive_queue_bytes?,
+        degraded_is_ready: degraded_is_ready?,
+    };
+    Ok((!redis.url.expose().is_empty()).then_some(redis))
+}
+
+/// A URL may hold a password, so a wrong one is not shown.
+fn redis_url(s: &mut Section<'_>) -> Read<Option<Secret>> {
+    let url = s.secret("url")?;
+    let schemes = ["redis://", "rediss://", "unix://"];
+    let known = |url: &Secret| schemes.iter().any(|scheme| url.expose().starts_with(scheme));
+    if url.as_ref().is_some_and(|url| !known(url)) {
+        let right = "want \"redis://host:6379\", \"rediss://host:6379\" or \"unix:///path\"";
+        return Err(s.refuse_unshown("url", right.to_owned()));
+    }
+    Ok(url)
+}
+
+fn file(value: &Value) -> Parsed<Option<PathBuf>> {
+    let path = text(value)?;
+    Ok((!path.is_empty()).then(|| PathBuf::from(path)))
 }
 
 fn log(s: &mut Section<'_>) -> Read<Log> {

@@ -94,6 +94,11 @@ fn values_that_are_wrong() {
         ("session", "ping_timeout", r#""25h""#, "to 1day"),
         ("session", "send_queue_packets", "63", "from 64 to"),
         ("session", "send_queue_bytes", "1023", "bytes from 1024"),
+        ("redis", "url", r#""localhost""#, r#"want "redis://host:6379""#),
+        ("redis", "prefix", r#""""#, "want what the channels' names begin with"),
+        ("redis", "protocol", r#""resp1""#, r#"want "resp2" or "resp3""#),
+        ("redis", "tls_certificate", r#""node.pem""#, "goes with redis.tls_key"),
+        ("redis", "probe_interval", r#""0s""#, "want a duration from 1ms"),
         ("limits", "max_message_bytes", "1023", "bytes from 1024 to 1073741824"),
         ("limits", "max_message_bytes", r#""1 MiBit""#, r#"such as 65536 or "64KiB""#),
         ("limits", "max_message_bytes", r#""99999999999GiB""#, "want a number of bytes"),
@@ -463,10 +468,18 @@ fn secrets_are_never_shown() {
     let shown = format!("{:?}{}", loaded, loaded.to_toml());
     assert!(shown.contains("token = \"<redacted>\"") && !shown.contains("s3cret"), "{shown}");
 
+    let file = "[redis]\nurl = \"redis://:s3cret@host\"\npassword = \"s3cret\"";
+    let loaded = load(file, &[], &[]).unwrap();
+    let redis = loaded.config.redis.as_ref().unwrap();
+    assert_eq!(redis.url.expose(), "redis://:s3cret@host");
+    assert!(!format!("{:?}{}", loaded, loaded.to_toml()).contains("s3cret"));
+
     for file in [
         "admin.token = \"s3cret with a space\"",
         "admin.token = [\"s3cret\"]",
         "admin.token = \"<redacted>\" # s3cret",
+        "redis.url = \"http://:s3cret@host\"",
+        "redis.password = [\"s3cret\"]",
         "admin.token.s3cretkey = \"s3cret\"",
         "admin.tokn = \"s3cret\"",
         "admin = \"s3cret\"",

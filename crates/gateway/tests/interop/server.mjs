@@ -15,8 +15,8 @@ const START_DEADLINE_MS = 15_000;
 const STOP_DEADLINE_MS = 20_000;
 const OUTPUT_KEPT_CHARS = 16_000;
 
-function commandLine(port) {
-  const args = ["--listen", `127.0.0.1:${port}`, "--set", "admin.listen="];
+function commandLine(port, settings) {
+  const args = ["--listen", `127.0.0.1:${port}`, ...settings];
   if (REFERENCE) {
     return [process.execPath, [fileURLToPath(new URL("reference.mjs", import.meta.url)), ...args]];
   }
@@ -30,7 +30,7 @@ function commandLine(port) {
  * A free port below the range that outgoing connections use: a port from within it could be taken, while
  * the server is down for a restart, by the very client that tries to reach it.
  */
-async function freePort() {
+export async function freePort() {
   for (let attempt = 0; attempt < 100; attempt++) {
     const port = 20_000 + Math.floor(Math.random() * 10_000);
     const probe = createServer();
@@ -44,7 +44,7 @@ async function freePort() {
 }
 
 /** Whether somebody listens there: one attempt to open a TCP connection. */
-function listens(port) {
+export function listens(port) {
   return new Promise((resolve) => {
     const probe = tcpConnect(port, "127.0.0.1");
     probe.once("error", () => resolve(false));
@@ -59,13 +59,15 @@ export class Server {
   #child = null;
   #output = "";
 
-  constructor(port) {
+  /** `settings`: more arguments for its command line. */
+  constructor(port, settings = ["--set", "admin.listen="]) {
     this.port = port;
+    this.settings = settings;
     this.url = `http://127.0.0.1:${port}`;
   }
 
   async start() {
-    const [program, args] = commandLine(this.port);
+    const [program, args] = commandLine(this.port, this.settings);
     const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
     this.#child = child;
     let failed = null;

@@ -1,0 +1,182 @@
+//! This node's way to its peers: the bus started as configured, and how it is.
+
+use std::{
+    fs, io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use antiphon_adapter::{
+    Cluster, Peers, Recipients,
+    bus::{self, Bus, ClientIdentity, Protocol, Receiver, RedisSettings},
+    subscriptions, wire,
+};
+use antiphon_metrics::{AdapterMetrics, BusMetrics, Registry};
+use socketioxide_core::Uid;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::config::{Config, Redis};
+
+/// How long what waits to be published may take when the node leaves.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Characters of a node's name in frames, as many as Node's have.
+const UID_CHARS: usize = 6;
+
+/// Bytes that a frame may have beyond the message in it: rooms, ids, and what MessagePack adds.
+const FRAME_OVERHEAD_BYTES: usize = 1 << 20;
+
+/// Rooms that a frame may list.
+const FRAME_ROOMS_MAX: usize = 10_000;
+
+/// Why the bus cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// A file that the settings name cannot be read.
+    #[error("cannot read {key} = {path:?}")]
+    File {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        path: String,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// Settings that cannot work.
+    #[error("redis: {0}")]
+    Setup(#[from] bus::Setup),
+    /// Metrics are there already.
+    #[error("cannot set up metrics")]
+    Metrics(#[from] antiphon_metrics::Error),
+}
+
+/// The link to the peers.
+pub(crate) struct Link {
+    bus: Bus,
+    watch: BusWatch,
+    _watching: AbortOnDropHandle<()>,
+}
+
+/// A cluster of this node alone, or one with a link and what arrives over it.
+pub(crate) fn start(
+    config: &Config,
+    registry: &Registry,
+    recipients: Arc<dyn Recipients>,
+) -> Result<(Cluster, Option<(Link, Receiver)>), ClusterError> {
+    let Some(redis) = &config.redis else { return Ok((Cluster::alone(recipients), None)) };
+    let namespaces = config.namespaces.iter().map(String::as_str);
+    let (bus, receiver) = Bus::redis(
+        &redis_settings(redis)?,
+        bus_settings(config, redis),
+        subscriptions(&redis.prefix, namespaces),
+        Arc::new(BusMetrics::register(registry)?),
+        // Every way out goes through `Link::close`.
+        &CancellationToken::new(),
+    )?;
+    let peers = Peers {
+        bus: bus.clone(),
+        uid: Uid::new().to_string()[..UID_CHARS].to_owned(),
+        prefix: redis.prefix.clone(),
+        limits: wire_limits(config),
+        metrics: Arc::new(AdapterMetrics::register(registry)?),
+    };
+    let link = Link::new(bus, redis.degraded_is_ready);
+    Ok((Cluster::among(recipients, peers), Some((link, receiver))))
+}
+
+impl Link {
+    fn new(bus: Bus, degraded_is_ready: bool) -> Self {
+        let status = bus.status();
+        let watch = BusWatch { status, was_well: Arc::default(), degraded_is_ready };
+        let BusWatch { mut status, was_well, .. } = watch.clone();
+        let watching = tokio::spawn(async move {
+            // An error means that the bus is gone, and the node with it.
+            if status.wait_for(bus::Status::ready).await.is_ok() {
+                was_well.store(true, Ordering::Relaxed);
+            }
+        });
+        Self { bus, watch, _watching: AbortOnDropHandle::new(watching) }
+    }
+
+    /// How the bus is, for `/readyz`.
+    pub(crate) fn watch(&self) -> BusWatch {
+        self.watch.clone()
+    }
+
+    /// Publishes what waits, and leaves.
+    pub(crate) async fn close(self) {
+        self.bus.close(LAST_WORDS).await;
+    }
+}
+
+/// Knows how the bus is.
+#[derive(Clone)]
+pub(crate) struct BusWatch {
+    status: tokio::sync::watch::Receiver<bus::Status>,
+    was_well: Arc<AtomicBool>,
+    degraded_is_ready: bool,
+}
+
+impl BusWatch {
+    /// Whether peers are reached and heard.
+    pub(crate) fn is_well(&self) -> bool {
+        self.status.borrow().ready()
+    }
+
+    /// Whether clients may be sent here: yes if it is well, or if it was and settings say that is enough.
+    pub(crate) fn allows(&self) -> bool {
+        self.is_well() || self.degraded_is_ready && self.was_well.load(Ordering::Relaxed)
+    }
+}
+
+fn bus_settings(config: &Config, redis: &Redis) -> bus::Settings {
+    bus::Settings {
+        publish_queue_messages_max: redis.publish_queue_messages,
+        publish_queue_bytes_max: redis.publish_queue_bytes,
+        receive_queue_messages_max: redis.receive_queue_messages,
+        receive_queue_bytes_max: redis.receive_queue_bytes,
+        payload_bytes_max: wire_limits(config).frame_bytes_max,
+        connect_timeout: redis.connect_timeout,
+        probe_interval: redis.probe_interval,
+        probe_timeout: redis.probe_timeout,
+        ..bus::Settings::default()
+    }
+}
+
+fn wire_limits(config: &Config) -> wire::Limits {
+    wire::Limits {
+        frame_bytes_max: config.limits.max_message_bytes.saturating_add(FRAME_OVERHEAD_BYTES),
+        depth_max: config.limits.max_json_depth,
+        rooms_max: FRAME_ROOMS_MAX,
+        // Peers may allow more than this node does.
+        attachments_max: config.limits.max_attachments.max(1000),
+    }
+}
+
+fn redis_settings(redis: &Redis) -> Result<RedisSettings, ClusterError> {
+    let identity = match (&redis.tls_certificate, &redis.tls_key) {
+        (Some(certificate), Some(key)) => Some(ClientIdentity {
+            certificate: read("redis.tls_certificate", certificate)?,
+            key: read("redis.tls_key", key)?,
+        }),
+        _ => None,
+    };
+    let authorities = redis.tls_ca.as_deref().map(|path| read("redis.tls_ca", path));
+    Ok(RedisSettings {
+        username: redis.username.clone(),
+        password: redis.password.as_ref().map(|password| password.expose().to_owned()),
+        protocol: if redis.resp3 { Protocol::Resp3 } else { Protocol::Resp2 },
+        tls_authorities: authorities.transpose()?,
+        tls_identity: identity,
+        ..RedisSettings::new(redis.url.expose())
+    })
+}
+
+fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, ClusterError> {
+    let path_text = || path.display().to_string();
+    fs::read(path).map_err(|source| ClusterError::File { key, path: path_text(), source })
+}
