@@ -71,6 +71,7 @@ fn key() -> impl Strategy<Value = String> {
     ]
 }
 
+#[cfg(feature = "external-tests")]
 pub(crate) fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
