@@ -19,7 +19,7 @@ const EXIT_CONFIG: u8 = 64;
 /// defaults, then the file, then ANTIPHON__… environment variables, then flags;
 /// `antiphon print-config` shows the result.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(name = "antiphon", version, max_term_width = 100)]
 struct Args {
     /// A configuration file (TOML)
     #[arg(long, value_name = "FILE", global = true)]

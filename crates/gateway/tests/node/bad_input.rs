@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite;
 
 use crate::{
     client::{Client, Packet},
-    harness::{DEADLINE, TestNode},
+    harness::{DEADLINE, TestNode, open_polling},
     rules::RULES,
 };
 
@@ -96,10 +96,7 @@ async fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16
 
 /// A polling session that has connected to `/`: its id.
 async fn polling_session(address: SocketAddr) -> String {
-    let (status, open) = http(address, "GET", "/socket.io/?EIO=4&transport=polling", "").await;
-    assert_eq!(status, 200, "{open}");
-    let open: Value = serde_json::from_str(&open[1..]).expect("an open packet");
-    let sid = open["sid"].as_str().expect("an id").to_owned();
+    let sid = open_polling(address).await;
     let path = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
     assert_eq!(http(address, "POST", &path, "40").await.0, 200);
     let (_, connected) = http(address, "GET", &path, "").await;
@@ -350,8 +347,7 @@ async fn requests() {
     })
     .await;
     check("a second WebSocket of a session", &[], &refusal("bad_request"), async |a| {
-        let (_, open) = http(a, "GET", "/socket.io/?EIO=4&transport=polling", "").await;
-        let sid = open.split('"').nth(3).expect("an id").to_owned();
+        let sid = open_polling(a).await;
         let mut first = Client::upgrade(a, &sid).await.expect("the upgrade");
         assert!(Client::upgrade(a, &sid).await.is_err());
         first.send_text("40").await;

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::{
     client::{Client, Packet},
-    harness::{TestNode, get},
+    harness::{TestNode, get, open_polling},
 };
 
 #[tokio::test]
@@ -85,9 +85,7 @@ async fn a_draining_node_is_unready_and_sends_newcomers_elsewhere() {
 #[tokio::test]
 async fn polling_sessions_are_closed_through_the_engine() {
     let node = TestNode::start(&[("drain.spread", "100ms")]).await;
-    let open = get(node.address, "/socket.io/?EIO=4&transport=polling").await.1;
-    let open: serde_json::Value = serde_json::from_str(&open[1..]).expect("an open packet");
-    let sid = open["sid"].as_str().expect("an id");
+    let sid = open_polling(node.address).await;
     let path = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
     assert_eq!(get(node.address, &path).await, (200, "2".to_owned()), "the first ping");
     let (address, waiting) = (node.address, path.clone());

@@ -87,3 +87,11 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let response = reqwest::get(format!("http://{address}{path}")).await.expect("an answer");
     (response.status().as_u16(), response.text().await.expect("a body"))
 }
+
+/// Opens a polling session that has not connected to any namespace yet: its id.
+pub(crate) async fn open_polling(address: SocketAddr) -> String {
+    let (status, open) = get(address, "/socket.io/?EIO=4&transport=polling").await;
+    assert_eq!(status, 200, "{open}");
+    let open: serde_json::Value = serde_json::from_str(&open[1..]).expect("an open packet");
+    open["sid"].as_str().expect("an id").to_owned()
+}

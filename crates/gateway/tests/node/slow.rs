@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     client::Client,
-    harness::{TestNode, get},
+    harness::{TestNode, get, open_polling},
 };
 
 /// A client that connects to `/` and then reads nothing more, with as small a receive buffer as the
@@ -118,9 +118,7 @@ async fn a_client_that_takes_nothing_is_closed_at_its_deadline() {
 #[tokio::test]
 async fn a_polling_client_that_does_not_poll_is_closed_too() {
     let node = TestNode::start(&[("session.send_queue_packets", "64")]).await;
-    let open = get(node.address, "/socket.io/?EIO=4&transport=polling").await.1;
-    let open: serde_json::Value = serde_json::from_str(&open[1..]).expect("an open packet");
-    let sid = open["sid"].as_str().expect("an id");
+    let sid = open_polling(node.address).await;
     let path = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
     let url = format!("http://{}{path}", node.address);
     reqwest::Client::new().post(url).body("40").send().await.expect("an answer");
