@@ -33,6 +33,9 @@ pub trait Recipients: Send + Sync + 'static {
     /// The engine's queue for `sid` was full all the same, so a packet was not put into it: from here
     /// on the client would miss events without knowing. The callee closes its connection.
     fn queue_full(&self, sid: Sid);
+
+    /// A packet has been handed to everybody on this node for whom it is.
+    fn delivered(&self, delivered: &Delivered);
 }
 
 /// Whether a packet may be put into a recipient's queue.
@@ -109,21 +112,29 @@ impl<E: SocketEmitter> ClusterAdapter<E> {
     /// Who is meant, on this node. In Node a socket is in a room named by its own id; here such a name
     /// is taken for the socket itself, so that nobody has to keep a room for every socket.
     fn recipients(&self, opts: BroadcastOptions) -> Vec<Sid> {
-        let sockets = |rooms: &[Room]| rooms.iter().filter_map(|room| room.parse().ok()).collect();
-        let (named, spared): (Vec<Sid>, Vec<Sid>) = (sockets(&opts.rooms), sockets(&opts.except));
-        let mut except = BroadcastOptions::default();
-        except.rooms = opts.except.clone();
-        let mut recipients = self.local.sockets(opts);
-        if !named.is_empty() {
-            let excepted = self.local.sockets(except);
-            let new = |sid: &Sid| !recipients.contains(sid) && !excepted.contains(sid);
-            let named: Vec<Sid> = named.into_iter().filter(new).collect();
-            recipients.extend(named);
+        let named = self.named(&opts.rooms);
+        let mut spared: HashSet<Sid> = self.named(&opts.except).into_iter().collect();
+        if named.is_empty() && spared.is_empty() {
+            return self.local.sockets(opts);
         }
-        if !spared.is_empty() {
-            recipients.retain(|sid| !spared.contains(sid));
+        if !opts.except.is_empty() {
+            let mut except = BroadcastOptions::default();
+            except.rooms = opts.except.clone();
+            spared.extend(self.local.sockets(except));
         }
-        recipients
+        spared.extend(opts.sid.filter(|_| opts.has_flag(BroadcastFlags::Broadcast)));
+        let mut seen = HashSet::new();
+        let all = self.local.sockets(opts).into_iter().chain(named);
+        all.filter(|sid| !spared.contains(sid) && seen.insert(*sid)).collect()
+    }
+
+    /// Those of the rooms that are sockets of this namespace.
+    fn named(&self, rooms: &[Room]) -> Vec<Sid> {
+        rooms.iter().filter_map(|room| room.parse().ok()).filter(|sid| self.has(*sid)).collect()
+    }
+
+    fn has(&self, sid: Sid) -> bool {
+        !self.local.fetch_sockets(BroadcastOptions::new(sid)).is_empty()
     }
 
     async fn deliver(&self, packet: Packet, opts: BroadcastOptions) -> Delivered {
@@ -148,6 +159,7 @@ impl<E: SocketEmitter> ClusterAdapter<E> {
             };
             *count += 1;
         }
+        self.shared.recipients.delivered(&delivered);
         delivered
     }
 
@@ -190,7 +202,7 @@ impl<E: SocketEmitter> Local for ClusterAdapter<E> {
     fn has_members(&self, room: &str) -> bool {
         let mut opts = BroadcastOptions::default();
         opts.rooms.push(room.to_owned().into());
-        room.parse::<Sid>().is_ok() || !self.local.sockets(opts).is_empty()
+        room.parse().is_ok_and(|sid| self.has(sid)) || !self.local.sockets(opts).is_empty()
     }
 
     fn rooms(&self, sid: Sid) -> HashSet<Room> {

@@ -22,8 +22,9 @@ use crate::{
     },
 };
 
-/// Messages taken from the bus at a time.
-const BATCH_MAX: usize = 64;
+/// Messages taken from the bus, and delivered, before other tasks have their turn: as with the node's own
+/// events, those who write to sockets must empty the recipients' queues in between.
+const BATCH_MAX: usize = 32;
 
 /// Bad frames are logged at most this often: whoever sends one sends many.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
@@ -106,6 +107,7 @@ impl Cluster {
             for message in batch.drain(..) {
                 self.0.take(message, &mut complaints).await;
             }
+            tokio::task::yield_now().await;
         }
     }
 
@@ -180,13 +182,13 @@ impl Shared {
         let entry = entry.ok_or(Dropped::Unwanted(Received::OtherNamespace))?;
         let nobody = Dropped::Unwanted(Received::NobodyHere);
         let Some(local) = entry.local.upgrade() else { return Err(nobody) };
+        if peek_uid(&message.payload) == Some(&*peers.uid) {
+            return Err(Dropped::Unwanted(Received::Own));
+        }
         if let Some(Scope::Room(room)) = entry.channels.scope(&message.channel)
             && !local.has_members(room)
         {
             return Err(nobody);
-        }
-        if peek_uid(&message.payload) == Some(&*peers.uid) {
-            return Err(Dropped::Unwanted(Received::Own));
         }
         let broadcast = decode_broadcast(&message.payload, &peers.limits).map_err(Dropped::Bad)?;
         if *broadcast.packet.ns != *entry.path {

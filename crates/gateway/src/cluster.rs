@@ -17,7 +17,10 @@ use antiphon_adapter::{
 };
 use antiphon_metrics::{AdapterMetrics, BusMetrics, Registry};
 use socketioxide_core::Uid;
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::AbortOnDropHandle,
+};
 
 use crate::config::{Config, Redis};
 
@@ -27,7 +30,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Characters of a node's name in frames, as many as Node's have.
 const UID_CHARS: usize = 6;
 
-/// Bytes that a frame may have beyond the message in it: rooms, ids, and what MessagePack adds.
+/// Bytes that a frame may have beyond the message in it: rooms and ids.
 const FRAME_OVERHEAD_BYTES: usize = 1 << 20;
 
 /// Rooms that a frame may list.
@@ -59,6 +62,8 @@ pub(crate) struct Link {
     bus: Bus,
     watch: BusWatch,
     _watching: AbortOnDropHandle<()>,
+    // The bus' tasks end with the node, even with one that was never served.
+    _stop: DropGuard,
 }
 
 /// A cluster of this node alone, or one with a link and what arrives over it.
@@ -69,27 +74,27 @@ pub(crate) fn start(
 ) -> Result<(Cluster, Option<(Link, Receiver)>), ClusterError> {
     let Some(redis) = &config.redis else { return Ok((Cluster::alone(recipients), None)) };
     let namespaces = config.namespaces.iter().map(String::as_str);
+    let stop = CancellationToken::new();
     let (bus, receiver) = Bus::redis(
         &redis_settings(redis)?,
         bus_settings(config, redis),
         subscriptions(&redis.prefix, namespaces),
         Arc::new(BusMetrics::register(registry)?),
-        // Every way out goes through `Link::close`.
-        &CancellationToken::new(),
+        &stop,
     )?;
+    let link = Link::new(bus.clone(), redis.degraded_is_ready, stop.drop_guard());
     let peers = Peers {
-        bus: bus.clone(),
+        bus,
         uid: Uid::new().to_string()[..UID_CHARS].to_owned(),
         prefix: redis.prefix.clone(),
         limits: wire_limits(config),
         metrics: Arc::new(AdapterMetrics::register(registry)?),
     };
-    let link = Link::new(bus, redis.degraded_is_ready);
     Ok((Cluster::among(recipients, peers), Some((link, receiver))))
 }
 
 impl Link {
-    fn new(bus: Bus, degraded_is_ready: bool) -> Self {
+    fn new(bus: Bus, degraded_is_ready: bool, stop: DropGuard) -> Self {
         let status = bus.status();
         let watch = BusWatch { status, was_well: Arc::default(), degraded_is_ready };
         let BusWatch { mut status, was_well, .. } = watch.clone();
@@ -99,7 +104,7 @@ impl Link {
                 was_well.store(true, Ordering::Relaxed);
             }
         });
-        Self { bus, watch, _watching: AbortOnDropHandle::new(watching) }
+        Self { bus, watch, _watching: AbortOnDropHandle::new(watching), _stop: stop }
     }
 
     /// How the bus is, for `/readyz`.
@@ -128,8 +133,11 @@ impl BusWatch {
     }
 
     /// Whether clients may be sent here: yes if it is well, or if it was and settings say that is enough.
+    /// A node that cannot keep up with what arrives has enough clients in any case.
     pub(crate) fn allows(&self) -> bool {
-        self.is_well() || self.degraded_is_ready && self.was_well.load(Ordering::Relaxed)
+        let status = *self.status.borrow();
+        let excused = self.degraded_is_ready && self.was_well.load(Ordering::Relaxed);
+        status.ready() || excused && !status.receive_overflow
     }
 }
 
@@ -147,9 +155,14 @@ fn bus_settings(config: &Config, redis: &Redis) -> bus::Settings {
     }
 }
 
+/// The largest frame for messages of this size: `0.1,` is four bytes of text and nine of MessagePack.
+pub(crate) const fn frame_bytes_max(message_bytes_max: usize) -> usize {
+    (message_bytes_max / 4 + 1).saturating_mul(9).saturating_add(FRAME_OVERHEAD_BYTES)
+}
+
 fn wire_limits(config: &Config) -> wire::Limits {
     wire::Limits {
-        frame_bytes_max: config.limits.max_message_bytes.saturating_add(FRAME_OVERHEAD_BYTES),
+        frame_bytes_max: frame_bytes_max(config.limits.max_message_bytes),
         depth_max: config.limits.max_json_depth,
         rooms_max: FRAME_ROOMS_MAX,
         // Peers may allow more than this node does.

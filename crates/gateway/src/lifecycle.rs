@@ -31,6 +31,9 @@ const BATCH_INTERVAL: Duration = Duration::from_millis(50);
 /// How long connections may take to end after every session has: only idle ones are left.
 const LAST_CONNECTIONS: Duration = Duration::from_secs(1);
 
+/// How long events that are still in the stage may take to reach the bus.
+const LAST_EVENTS: Duration = Duration::from_secs(1);
+
 /// The sockets that a node listens on, bound before anything else is started.
 pub struct Listeners {
     /// Clients.
@@ -126,7 +129,7 @@ impl Node {
             stop.clone(),
         );
         let routes = admin::routes(&self);
-        let Self { config, sessions, gate, mut stage, mut closer, peers, .. } = self;
+        let Self { config, sessions, gate, stage, mut delivering, mut closer, peers, .. } = self;
         let (link, mut receiving) = match peers {
             Some(PeersLink { link, receiving }) => (Some(link), Some(receiving)),
             None => (None, None),
@@ -141,7 +144,7 @@ impl Node {
             () = shutdown.drain.cancelled() => Ok(()),
             () = shutdown.hurry.cancelled() => Ok(()),
             _ = &mut accepting => Err(TaskEnded("accepting connections")),
-            _ = &mut stage => Err(TaskEnded("delivering events")),
+            _ = &mut delivering => Err(TaskEnded("delivering events")),
             _ = &mut closer => Err(TaskEnded("closing polling sessions")),
             _ = until_ended(&mut receiving) => Err(TaskEnded("receiving from peers")),
         };
@@ -153,6 +156,8 @@ impl Node {
         // What has not ended by now ends with the process.
         let _ = tokio::time::timeout(LAST_CONNECTIONS, connections.wait()).await;
         if let Some(link) = link {
+            // What was accepted from clients that have gone since is for the peers as well.
+            let _ = tokio::time::timeout(LAST_EVENTS, stage.drained()).await;
             link.close().await;
         }
         ended

@@ -22,7 +22,7 @@ use crate::{
     events::{Adapter, Rules},
     handshake::{Gate, gate},
     sessions::{PollingSession, Sessions},
-    stage::stage,
+    stage::{Stage, stage},
 };
 
 /// What the engine reads of a WebSocket at a time. tungstenite keeps a buffer of this size for each
@@ -55,7 +55,8 @@ pub struct Node {
     pub(crate) gate: Arc<Gate>,
     pub(crate) app: Router,
     pub(crate) io: SocketIo<Adapter>,
-    pub(crate) stage: AbortOnDropHandle<()>,
+    pub(crate) stage: Stage,
+    pub(crate) delivering: AbortOnDropHandle<()>,
     pub(crate) closer: AbortOnDropHandle<()>,
     pub(crate) peers: Option<PeersLink>,
 }
@@ -91,14 +92,26 @@ impl Node {
         let gate = Arc::new(gate);
         let path = config.server.path.clone();
         let closer = close_polling_sessions(to_close, engine.clone(), Arc::clone(&sessions), path);
-        let [stage, closer] =
+        let [delivering, closer] =
             [tokio::spawn(worker.run()), tokio::spawn(closer)].map(AbortOnDropHandle::new);
         let peers = link.map(|(link, receiver)| {
             let receiving = AbortOnDropHandle::new(tokio::spawn(cluster.receive(receiver)));
             PeersLink { link, receiving }
         });
         let app = app(engine, Arc::clone(&gate), &config.cors);
-        Ok(Self { config, registry, metrics, sessions, gate, app, io, stage, closer, peers })
+        Ok(Self {
+            config,
+            registry,
+            metrics,
+            sessions,
+            gate,
+            app,
+            io,
+            stage,
+            delivering,
+            closer,
+            peers,
+        })
     }
 
     /// The Socket.IO server inside, for programs that add handlers of their own.

@@ -17,10 +17,10 @@ use std::{
     },
 };
 
-use antiphon_adapter::{Admission, Recipients};
+use antiphon_adapter::{Admission, Delivered, Recipients};
 use antiphon_metrics::{
     GatewayMetrics,
-    gateway::{CloseReason, Protocol, Transport},
+    gateway::{CloseReason, Protocol, Transport, Undelivered},
 };
 use governor::DefaultDirectRateLimiter;
 use socketioxide::socket::Sid;
@@ -189,6 +189,14 @@ impl Recipients for Sessions {
         if let Some(session) = self.find(sid) {
             session.close(CloseReason::SlowConsumer);
         }
+    }
+
+    fn delivered(&self, delivered: &Delivered) {
+        let undelivered = &self.metrics.undelivered_total;
+        self.metrics.deliveries_total.inc_by(delivered.queued);
+        undelivered.of(Undelivered::SlowConsumer).inc_by(delivered.too_slow);
+        undelivered.of(Undelivered::Volatile).inc_by(delivered.skipped);
+        undelivered.of(Undelivered::Gone).inc_by(delivered.gone);
     }
 }
 

@@ -13,10 +13,7 @@ use std::sync::{
 };
 
 use antiphon_adapter::{Namespace, Published};
-use antiphon_metrics::{
-    GatewayMetrics,
-    gateway::{Outcome, Undelivered},
-};
+use antiphon_metrics::{GatewayMetrics, gateway::Outcome};
 use socketioxide::socket::Socket;
 use socketioxide_core::{adapter::BroadcastOptions, packet::Packet};
 use tokio::sync::mpsc;
@@ -105,6 +102,15 @@ impl Stage {
     }
 }
 
+impl Stage {
+    /// Returns once everything that was pushed has been taken up.
+    pub(crate) async fn drained(&self) {
+        // All the room there is can be had at once when nothing is left; an error means that the
+        // worker has gone, and everything with it.
+        let _ = self.queue.reserve_many(self.queue.max_capacity()).await;
+    }
+}
+
 impl Worker {
     /// Carries out events until there is nobody left who could send one.
     pub(crate) async fn run(mut self) {
@@ -150,11 +156,6 @@ impl Worker {
         opts: BroadcastOptions,
     ) -> Outcome {
         let delivered = namespace.broadcast(packet, opts).await;
-        let undelivered = &self.metrics.undelivered_total;
-        self.metrics.deliveries_total.inc_by(delivered.queued);
-        undelivered.of(Undelivered::SlowConsumer).inc_by(delivered.too_slow);
-        undelivered.of(Undelivered::Volatile).inc_by(delivered.skipped);
-        undelivered.of(Undelivered::Gone).inc_by(delivered.gone);
         match delivered.published {
             Published::No => Outcome::OkLocal,
             Published::Yes | Published::NotNeeded => Outcome::Ok,

@@ -56,7 +56,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Read<Config> {
     let drain = root.section("drain", drain);
     let public = server.as_ref().ok().map(|server| server.listen);
     let admin = root.section("admin", |section| admin(section, public));
-    let redis = root.section("redis", redis);
+    let redis = root.section("redis", |section| redis(section, message_bytes_max));
     let log = root.section("log", log);
 
     let mut taken = HashSet::new();
@@ -364,7 +364,7 @@ fn admin(s: &mut Section<'_>, public: Option<SocketAddr>) -> Read<Admin> {
     Ok(Admin { listen, token: token? })
 }
 
-fn redis(s: &mut Section<'_>) -> Read<Option<Redis>> {
+fn redis(s: &mut Section<'_>, message_bytes_max: Option<usize>) -> Read<Option<Redis>> {
     let url = redis_url(s);
     let username = s.get("username", text);
     let password = s.secret("password");
@@ -380,9 +380,10 @@ fn redis(s: &mut Section<'_>) -> Read<Option<Redis>> {
     let probe_interval = timeout(s, "probe_interval");
     let probe_timeout = timeout(s, "probe_timeout");
     let publish_queue_messages = s.get("publish_queue_messages", whole(1..=COUNT_MAX));
-    let publish_queue_bytes = s.get("publish_queue_bytes", size(MESSAGE_BYTES_MIN..=usize::MAX));
+    let frame = crate::cluster::frame_bytes_max(message_bytes_max.unwrap_or(MESSAGE_BYTES_MIN));
+    let publish_queue_bytes = s.get("publish_queue_bytes", size(frame..=usize::MAX));
     let receive_queue_messages = s.get("receive_queue_messages", whole(1..=COUNT_MAX));
-    let receive_queue_bytes = s.get("receive_queue_bytes", size(MESSAGE_BYTES_MIN..=usize::MAX));
+    let receive_queue_bytes = s.get("receive_queue_bytes", size(frame..=usize::MAX));
     let degraded_is_ready = s.get("degraded_is_ready", boolean);
     let (tls_certificate, tls_key) = (tls_certificate?, tls_key?);
     if tls_certificate.is_some() != tls_key.is_some() {
