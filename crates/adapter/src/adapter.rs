@@ -18,11 +18,11 @@ use crate::cluster::{Cluster, Published, Shared};
 
 /// Recipients served before the delivering task lets others run. Large enough that the switch is lost
 /// among the deliveries.
-pub const DELIVERIES_PER_TURN: usize = 256;
+const DELIVERIES_PER_TURN: usize = 256;
 
 /// The same in bytes: every delivery is a copy until it is written, and a large packet for many
 /// recipients should not exist once for each of them at a time.
-pub const BYTES_PER_TURN: usize = 1024 * 1024;
+const BYTES_PER_TURN: usize = 1024 * 1024;
 
 /// What the node knows of the connections behind the sockets.
 pub trait Recipients: Send + Sync + 'static {
@@ -51,7 +51,7 @@ pub enum Admission {
     Gone,
 }
 
-/// What became of one packet.
+/// What became of one packet on this node.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Delivered {
     /// Recipients whose queue took it.
@@ -62,8 +62,6 @@ pub struct Delivered {
     pub too_slow: u64,
     /// Recipients that left in the meantime.
     pub gone: u64,
-    /// Whether the peers get it too.
-    pub published: Published,
 }
 
 /// One namespace, for whoever has packets for it.
@@ -71,9 +69,9 @@ pub struct Delivered {
 pub struct Namespace(pub(crate) Arc<dyn Local>);
 
 impl Namespace {
-    /// Delivers `packet` to everyone that `opts` selects, on every node. Packets from one task arrive in the order
-    /// in which that task awaited this.
-    pub async fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Delivered {
+    /// Delivers `packet` to everyone that `opts` selects, on every node, and says whether the peers get
+    /// it. Packets from one task arrive in the order in which that task awaited this.
+    pub async fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Published {
         self.0.broadcast(packet, opts).await
     }
 
@@ -86,15 +84,15 @@ impl Namespace {
 /// [`ClusterAdapter`] without socketioxide's emitter in its type, which nobody else need know.
 pub(crate) trait Local: Send + Sync {
     /// To everyone meant, on every node.
-    fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Delivering<'_>;
+    fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Delivering<'_, Published>;
     /// To those on this node, for a peer that has published it.
-    fn deliver_for_peer(&self, packet: Packet, opts: BroadcastOptions) -> Delivering<'_>;
+    fn deliver_for_peer(&self, packet: Packet, opts: BroadcastOptions) -> Delivering<'_, ()>;
     /// Whether anybody on this node may be in the room.
     fn has_members(&self, room: &str) -> bool;
     fn rooms(&self, sid: Sid) -> HashSet<Room>;
 }
 
-type Delivering<'a> = Pin<Box<dyn Future<Output = Delivered> + Send + 'a>>;
+type Delivering<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// socketioxide's adapter for one namespace.
 pub struct ClusterAdapter<E> {
@@ -104,9 +102,10 @@ pub struct ClusterAdapter<E> {
 
 impl<E: SocketEmitter> ClusterAdapter<E> {
     /// The peers first: what the bus does with it takes time that delivery here can use.
-    async fn publish_and_deliver(&self, packet: Packet, opts: BroadcastOptions) -> Delivered {
+    async fn publish_and_deliver(&self, packet: Packet, opts: BroadcastOptions) -> Published {
         let published = self.shared.publish(&packet, &opts);
-        Delivered { published, ..self.deliver(packet, opts).await }
+        self.deliver(packet, opts).await;
+        published
     }
 
     /// Who is meant, on this node. In Node a socket is in a room named by its own id; here such a name
@@ -137,30 +136,27 @@ impl<E: SocketEmitter> ClusterAdapter<E> {
         !self.local.fetch_sockets(BroadcastOptions::new(sid)).is_empty()
     }
 
-    async fn deliver(&self, packet: Packet, opts: BroadcastOptions) -> Delivered {
+    async fn deliver(&self, packet: Packet, opts: BroadcastOptions) {
         let volatile = opts.has_flag(BroadcastFlags::Volatile);
         let bytes = payload_bytes(&packet);
         let mut delivered = Delivered::default();
-        let recipients = self.recipients(opts);
         let turn = (BYTES_PER_TURN / bytes.max(1)).clamp(1, DELIVERIES_PER_TURN);
-        for (served, sid) in recipients.into_iter().enumerate() {
+        for (served, sid) in self.recipients(opts).into_iter().enumerate() {
             if served % turn == turn - 1 {
                 tokio::task::yield_now().await;
             }
-            let count = match self.shared.recipients.admit(sid, bytes, volatile) {
-                Admission::Queue => match self.enqueue(sid, packet.clone()) {
-                    Admission::Queue => &mut delivered.queued,
-                    Admission::TooSlow => &mut delivered.too_slow,
-                    Admission::Skip | Admission::Gone => &mut delivered.gone,
-                },
+            let mut admission = self.shared.recipients.admit(sid, bytes, volatile);
+            if admission == Admission::Queue {
+                admission = self.enqueue(sid, packet.clone());
+            }
+            *match admission {
+                Admission::Queue => &mut delivered.queued,
                 Admission::Skip => &mut delivered.skipped,
                 Admission::TooSlow => &mut delivered.too_slow,
                 Admission::Gone => &mut delivered.gone,
-            };
-            *count += 1;
+            } += 1;
         }
         self.shared.recipients.delivered(&delivered);
-        delivered
     }
 
     /// Puts a packet into one socket's queue. Volatile packets too: socketioxide's own slot for them
@@ -191,11 +187,11 @@ fn payload_bytes(packet: &Packet) -> usize {
 }
 
 impl<E: SocketEmitter> Local for ClusterAdapter<E> {
-    fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Delivering<'_> {
+    fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Delivering<'_, Published> {
         Box::pin(self.publish_and_deliver(packet, opts))
     }
 
-    fn deliver_for_peer(&self, packet: Packet, opts: BroadcastOptions) -> Delivering<'_> {
+    fn deliver_for_peer(&self, packet: Packet, opts: BroadcastOptions) -> Delivering<'_, ()> {
         Box::pin(self.deliver(packet, opts))
     }
 

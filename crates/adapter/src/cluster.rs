@@ -95,8 +95,7 @@ impl Cluster {
 
     /// The namespace at `path`, once socketioxide has made it.
     pub fn namespace(&self, path: &str) -> Option<Namespace> {
-        let entry = self.0.find(|entry| entry.path == path)?;
-        entry.local.upgrade().map(Namespace)
+        self.0.at(path)?.local.upgrade().map(Namespace)
     }
 
     /// Delivers what peers publish, in the order in which it arrives, until the bus has ended.
@@ -128,9 +127,14 @@ impl Shared {
         namespaces.push(Arc::new(Entry { path, channels, local }));
     }
 
-    fn find(&self, is_it: impl Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
+    fn at(&self, path: &str) -> Option<Arc<Entry>> {
+        self.find(|entry| (entry.path == path).then_some(())).map(|(entry, ())| entry)
+    }
+
+    /// The first namespace about which there is something to say, with that.
+    fn find<T>(&self, say: impl Fn(&Entry) -> Option<T>) -> Option<(Arc<Entry>, T)> {
         let namespaces = self.namespaces.read().unwrap_or_else(PoisonError::into_inner);
-        namespaces.iter().find(|entry| is_it(entry.as_ref())).cloned()
+        namespaces.iter().find_map(|entry| Some((Arc::clone(entry), say(entry)?)))
     }
 
     /// Hands a broadcast to the bus, unless it is for this node alone.
@@ -141,7 +145,7 @@ impl Shared {
         if one_socket || opts.has_flag(BroadcastFlags::Local) {
             return Published::NotNeeded;
         }
-        let Some(entry) = self.find(|entry| entry.path == *packet.ns) else {
+        let Some(entry) = self.at(&packet.ns) else {
             return Published::NotNeeded; // Closed in the meantime.
         };
         match peers.publish(&entry.channels, packet, wire_opts(opts)) {
@@ -178,14 +182,14 @@ impl Shared {
         peers: &Peers,
         message: &Message,
     ) -> Result<(Arc<dyn Local>, Packet, BroadcastOptions), Dropped> {
-        let entry = self.find(|entry| entry.channels.scope(&message.channel).is_some());
-        let entry = entry.ok_or(Dropped::Unwanted(Received::OtherNamespace))?;
+        let addressed = self.find(|entry| entry.channels.scope(&message.channel));
+        let (entry, scope) = addressed.ok_or(Dropped::Unwanted(Received::OtherNamespace))?;
         let nobody = Dropped::Unwanted(Received::NobodyHere);
         let Some(local) = entry.local.upgrade() else { return Err(nobody) };
         if peek_uid(&message.payload) == Some(&*peers.uid) {
             return Err(Dropped::Unwanted(Received::Own));
         }
-        if let Some(Scope::Room(room)) = entry.channels.scope(&message.channel)
+        if let Scope::Room(room) = scope
             && !local.has_members(room)
         {
             return Err(nobody);

@@ -15,7 +15,7 @@
 //! still the JSON text that came in: socketioxide's own `emit` would print them anew.
 //!
 //! A broadcast is delivered in the order in which it is asked for, by the task that asks. It yields
-//! every [`DELIVERIES_PER_TURN`] recipients, sooner for large packets, so that the tasks which write to the recipients' sockets
+//! every few hundred recipients, sooner for large packets, so that the tasks which write to the recipients' sockets
 //! get their turn and queues stay short while the processor is the bottleneck.
 //!
 //! # Between nodes
@@ -36,8 +36,5 @@ pub mod bus;
 mod cluster;
 pub mod wire;
 
-pub use adapter::{
-    Admission, BYTES_PER_TURN, ClusterAdapter, DELIVERIES_PER_TURN, Delivered, Namespace,
-    Recipients,
-};
+pub use adapter::{Admission, ClusterAdapter, Delivered, Namespace, Recipients};
 pub use cluster::{Cluster, Peers, Published, subscriptions};

@@ -50,7 +50,7 @@ pub enum ClusterError {
         source: io::Error,
     },
     /// Settings that cannot work.
-    #[error("redis: {0}")]
+    #[error("the settings of redis cannot work")]
     Setup(#[from] bus::Setup),
     /// Metrics are there already.
     #[error("cannot set up metrics")]

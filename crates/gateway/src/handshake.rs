@@ -135,6 +135,10 @@ async fn admit(
     if session.protocol != query.protocol {
         return Err(Answer::BadRequest);
     }
+    if query.sid.is_none() {
+        // The engine keeps it with the head of the handshake.
+        request.extensions_mut().insert(Arc::clone(&session));
+    }
     if query.transport == Transport::WebSocket {
         // The engine would answer 101 and then close, and with that connection the session would end.
         if query.sid.is_some() && session.transport() == Transport::WebSocket {
@@ -143,7 +147,6 @@ async fn admit(
         return Ok(websocket(&query, request, next, peer, session).await);
     }
     if query.sid.is_none() {
-        request.extensions_mut().insert(Arc::clone(&session));
         return Ok(identify(&session, next.run(request).await).await);
     }
     if request.method() == Method::POST {
@@ -189,14 +192,11 @@ async fn with_whole_body(
 
 async fn websocket(
     query: &Query,
-    mut request: Request,
+    request: Request,
     next: Next,
     peer: &Peer,
     session: Arc<Session>,
 ) -> Response {
-    if query.sid.is_none() {
-        request.extensions_mut().insert(Arc::clone(&session));
-    }
     let response = next.run(request).await;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let owner: Weak<Session> = Arc::downgrade(&session);

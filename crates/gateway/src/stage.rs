@@ -15,7 +15,7 @@ use std::sync::{
 use antiphon_adapter::{Namespace, Published};
 use antiphon_metrics::{GatewayMetrics, gateway::Outcome};
 use socketioxide::socket::Socket;
-use socketioxide_core::{adapter::BroadcastOptions, packet::Packet};
+use socketioxide_core::packet::Packet;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -100,9 +100,7 @@ impl Stage {
         }
         Ok(())
     }
-}
 
-impl Stage {
     /// Returns once everything that was pushed has been taken up.
     pub(crate) async fn drained(&self) {
         // All the room there is can be had at once when nothing is left; an error means that the
@@ -134,7 +132,11 @@ impl Worker {
         let outcome = match task {
             Task::Deliver { packet, room } => {
                 if rule.admits(room.as_deref(), || namespace.rooms(socket.id)) {
-                    self.deliver(&namespace, packet, rule.recipients(socket.id, room)).await
+                    let recipients = rule.recipients(socket.id, room);
+                    match namespace.broadcast(packet, recipients).await {
+                        Published::No => Outcome::OkLocal,
+                        Published::Yes | Published::NotNeeded => Outcome::Ok,
+                    }
                 } else {
                     Outcome::NotJoined
                 }
@@ -147,19 +149,6 @@ impl Worker {
         };
         rule.count(outcome);
         reply.send(outcome, &rule.name);
-    }
-
-    async fn deliver(
-        &self,
-        namespace: &Namespace,
-        packet: Packet,
-        opts: BroadcastOptions,
-    ) -> Outcome {
-        let delivered = namespace.broadcast(packet, opts).await;
-        match delivered.published {
-            Published::No => Outcome::OkLocal,
-            Published::Yes | Published::NotNeeded => Outcome::Ok,
-        }
     }
 
     fn join(&self, namespace: &Namespace, socket: &Socket<Adapter>, room: String) -> Outcome {
