@@ -50,7 +50,7 @@ pub enum ClusterError {
         source: io::Error,
     },
     /// Settings that cannot work.
-    #[error("the settings of redis cannot work")]
+    #[error(transparent)]
     Setup(#[from] bus::Setup),
     /// Metrics are there already.
     #[error("cannot set up metrics")]

@@ -3,9 +3,9 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use antiphon_gateway::{
-    Listeners, Shutdown,
+    BuildError, Listeners, Node, Shutdown,
     config::{Config, Loaded, environment},
-    run, telemetry,
+    telemetry,
 };
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -81,11 +81,20 @@ fn main() -> ExitCode {
             if let Err(error) = serve(loaded) {
                 // {:#}: the whole chain of causes, once, here where it is handled.
                 eprintln!("antiphon: {error:#}");
-                return ExitCode::FAILURE;
+                return exit_code(&error);
             }
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Settings that only show to be wrong when they are used, such as a file that is not there, are wrong
+/// settings all the same.
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref() {
+        Some(BuildError::Cluster(_)) => EXIT_CONFIG.into(),
+        _ => ExitCode::FAILURE,
+    }
 }
 
 fn serve(loaded: Loaded) -> anyhow::Result<()> {
@@ -96,8 +105,9 @@ fn serve(loaded: Loaded) -> anyhow::Result<()> {
         raise_descriptor_limit(config.server.max_connections);
         let listeners = Listeners::bind(&config).await?;
         let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
+        let node = Node::new(config.clone())?;
         announce(&config, &listeners)?;
-        run(config, listeners, shutdown).await?;
+        node.serve(listeners, shutdown).await?;
         Ok(())
     });
     // Connections that outlived the drain are not waited for.

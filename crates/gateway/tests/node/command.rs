@@ -76,6 +76,22 @@ fn mistakes_are_reported_together_and_nothing_is_started() {
 }
 
 #[test]
+fn settings_that_turn_out_wrong_are_wrong_settings() {
+    let free = ["--listen", "127.0.0.1:0", "--set", "admin.listen="];
+    for (settings, part) in [
+        (&["redis.url=redis://:hidden@host:port"][..], "Redis"),
+        (&["redis.url=rediss://host", "redis.tls_ca=/no/such.pem"][..], "/no/such.pem"),
+    ] {
+        let settings = settings.iter().flat_map(|setting| ["--set", setting]);
+        let args: Vec<_> = free.into_iter().chain(settings).collect();
+        let (code, _, stderr) = output(&mut antiphon(&args));
+        assert_eq!(code, Some(64), "{stderr}");
+        assert!(stderr.contains(part) && !stderr.contains("hidden"), "{stderr}");
+        assert!(!stderr.contains("Antiphon serves"), "nothing was started: {stderr}");
+    }
+}
+
+#[test]
 fn layers_apply_in_their_order_and_secrets_stay_hidden() {
     let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("a temporary file");
     let text = "[server]\nlisten = \"127.0.0.1:1001\"\nbacklog = 11\n[admin]\ntoken = \"hidden\"\n";
