@@ -1,20 +1,25 @@
 //! The adapter itself: recipients, their queues, and what happens when one is full.
 
-use std::{
-    collections::HashSet, convert::Infallible, future::Future, pin::Pin, sync::Arc, time::Duration,
-};
+use std::{collections::HashSet, future::Future, pin::Pin, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt, future, stream};
 use socketioxide_core::{
-    Sid, Value,
+    Sid, Uid, Value,
     adapter::{
-        BroadcastFlags, BroadcastOptions, CoreAdapter, CoreLocalAdapter, DefinedAdapter, Room,
-        SocketEmitter,
-        errors::{BroadcastError, SocketError},
+        BroadcastFlags, BroadcastOptions, CoreAdapter, CoreLocalAdapter, DefinedAdapter,
+        RemoteSocketData, Room, RoomParam, SocketEmitter,
+        errors::{AdapterError, BroadcastError, SocketError},
     },
     packet::{Packet, PacketData},
 };
 
-use crate::cluster::{Cluster, Published, Shared};
+use crate::{
+    acks::{AckStream, LocalAcks, PeersAcks},
+    answers::{Asked, rooms_of},
+    cluster::{Cluster, Published, Shared},
+    peers::{Peers, RequestError},
+    wire::{Answer, Channels, Command, Flags, Opts, Targets, Whom},
+};
 
 /// Recipients served before the delivering task lets others run. Large enough that the switch is lost
 /// among the deliveries.
@@ -33,6 +38,10 @@ pub trait Recipients: Send + Sync + 'static {
     /// The engine's queue for `sid` was full all the same, so a packet was not put into it: from here
     /// on the client would miss events without knowing. The callee closes its connection.
     fn queue_full(&self, sid: Sid);
+
+    /// `sid` has been sent away by a server, with its connection. The callee closes that once what waits for
+    /// the client is written.
+    fn disconnected(&self, sid: Sid);
 
     /// A packet has been handed to everybody on this node for whom it is.
     fn delivered(&self, delivered: &Delivered);
@@ -64,6 +73,17 @@ pub struct Delivered {
     pub gone: u64,
 }
 
+impl Delivered {
+    fn count(&mut self, admission: Admission) {
+        *match admission {
+            Admission::Queue => &mut self.queued,
+            Admission::Skip => &mut self.skipped,
+            Admission::TooSlow => &mut self.too_slow,
+            Admission::Gone => &mut self.gone,
+        } += 1;
+    }
+}
+
 /// One namespace, for whoever has packets for it.
 #[derive(Clone)]
 pub struct Namespace(pub(crate) Arc<dyn Local>);
@@ -79,38 +99,136 @@ impl Namespace {
     pub fn rooms(&self, sid: Sid) -> HashSet<Room> {
         self.0.rooms(sid)
     }
+
+    /// The sockets that `opts` selects, on every node. socketioxide's own call leaves out those of Node.js
+    /// servers: their ids are longer than its type for them.
+    pub async fn sockets(&self, opts: BroadcastOptions) -> Result<Vec<Member>, RequestError> {
+        self.0.sockets(opts).await
+    }
+
+    /// How many nodes and servers share the namespace, this one included.
+    pub async fn server_count(&self) -> Result<usize, RequestError> {
+        self.0.server_count().await
+    }
+}
+
+/// A socket somewhere in the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Of 16 characters, or of 20 if it is a Node.js server's.
+    pub id: String,
+    /// The rooms that it is in; the first is named by its id.
+    pub rooms: Vec<Room>,
 }
 
 /// [`ClusterAdapter`] without socketioxide's emitter in its type, which nobody else need know.
 pub(crate) trait Local: Send + Sync {
     /// To everyone meant, on every node.
-    fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Delivering<'_, Published>;
+    fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Soon<'_, Published>;
     /// To those on this node, for a peer that has published it.
-    fn deliver_for_peer(&self, packet: Packet, opts: BroadcastOptions) -> Delivering<'_, ()>;
+    fn deliver_for_peer(&self, packet: Packet, opts: BroadcastOptions) -> Soon<'_, ()>;
+    /// The same, asking for acknowledgements.
+    fn deliver_with_acks(
+        &self,
+        packet: Packet,
+        opts: BroadcastOptions,
+        timeout: Duration,
+    ) -> Soon<'_, Asked>;
+    /// Whom `opts` selects, on every node.
+    fn sockets(&self, opts: BroadcastOptions) -> Soon<'_, Result<Vec<Member>, RequestError>>;
+    /// With this node.
+    fn server_count(&self) -> Soon<'_, Result<usize, RequestError>>;
+    /// Whom `opts` selects, on this node.
+    fn members(&self, opts: BroadcastOptions) -> Vec<Sid>;
+    fn has(&self, sid: Sid) -> bool;
     /// Whether anybody on this node may be in the room.
     fn has_members(&self, room: &str) -> bool;
     fn rooms(&self, sid: Sid) -> HashSet<Room>;
+    /// Every room on this node; each socket's id is one.
+    fn all_rooms(&self) -> Vec<Room>;
+    fn join(&self, sids: &[Sid], rooms: &[Room]);
+    fn leave(&self, sids: &[Sid], rooms: &[Room]);
+    /// Out of this namespace.
+    fn disconnect(&self, sid: Sid);
 }
 
-type Delivering<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+type Soon<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// socketioxide's adapter for one namespace.
 pub struct ClusterAdapter<E> {
     local: CoreLocalAdapter<E>,
+    channels: Arc<Channels>,
     shared: Arc<Shared>,
 }
 
 impl<E: SocketEmitter> ClusterAdapter<E> {
     /// The peers first: what the bus does with it takes time that delivery here can use.
     async fn publish_and_deliver(&self, packet: Packet, opts: BroadcastOptions) -> Published {
-        let published = self.shared.publish(&packet, &opts);
+        let published = match self.peers_for(&opts) {
+            None => Published::NotNeeded,
+            Some((peers, opts)) if peers.publish(&self.channels, &packet, &opts) => Published::Yes,
+            Some(_) => Published::No,
+        };
         self.deliver(packet, opts).await;
         published
+    }
+
+    /// The peers, and whom of their sockets `opts` selects; none if it is about this node alone.
+    fn peers_for(&self, opts: &BroadcastOptions) -> Option<(&Arc<Peers>, Opts)> {
+        let peers = self.shared.peers.as_ref()?;
+        if opts.has_flag(BroadcastFlags::Local) {
+            return None;
+        }
+        let flags = Flags {
+            volatile: opts.has_flag(BroadcastFlags::Volatile),
+            traceparent: crate::trace::current(),
+            ..Flags::default()
+        };
+        let sid = || opts.sid.map(|sid| Room::Owned(sid.to_string()));
+        if is_one_socket(opts) {
+            let elsewhere = self.is_elsewhere(opts);
+            let rooms = vec![sid().filter(|_| elsewhere)?];
+            return Some((peers, Opts { rooms, except: Vec::new(), flags }));
+        }
+        // As Node writes it: no rooms are everyone, and the sender is one of the exceptions.
+        let sender = sid().filter(|_| opts.has_flag(BroadcastFlags::Broadcast));
+        let except = opts.except.iter().cloned().chain(sender).collect();
+        Some((peers, Opts { rooms: opts.rooms.to_vec(), except, flags }))
+    }
+
+    /// Whether it is about a socket that was found on another node.
+    fn is_elsewhere(&self, opts: &BroadcastOptions) -> bool {
+        opts.server_id.is_some_and(|server| server != self.local.server_id())
+    }
+
+    fn orders_for(&self, opts: &BroadcastOptions) -> Option<(&Arc<Peers>, Whom)> {
+        let (peers, Opts { rooms, except, .. }) = self.peers_for(opts)?;
+        Some((peers, Whom::Targets(Targets { rooms, except })))
+    }
+
+    /// What peers' sockets there are among those that `opts` selects.
+    async fn sockets_elsewhere(
+        &self,
+        opts: &BroadcastOptions,
+    ) -> Result<Vec<Member>, RequestError> {
+        let Some((peers, Opts { rooms, except, .. })) = self.peers_for(opts) else {
+            return Ok(Vec::new());
+        };
+        let targets = Targets { rooms, except };
+        let answers = peers.ask(&self.channels, Command::Fetch { targets }).await?;
+        let sockets = answers.into_iter().filter_map(|answer| match answer {
+            Answer::Sockets(sockets) => Some(sockets),
+            _ => None,
+        });
+        Ok(sockets.flatten().map(|one| Member { id: one.id, rooms: one.rooms }).collect())
     }
 
     /// Who is meant, on this node. In Node a socket is in a room named by its own id; here such a name
     /// is taken for the socket itself, so that nobody has to keep a room for every socket.
     fn recipients(&self, opts: BroadcastOptions) -> Vec<Sid> {
+        if is_one_socket(&opts) && self.is_elsewhere(&opts) {
+            return Vec::new();
+        }
         let named = self.named(&opts.rooms);
         let mut spared: HashSet<Sid> = self.named(&opts.except).into_iter().collect();
         if named.is_empty() && spared.is_empty() {
@@ -132,29 +250,18 @@ impl<E: SocketEmitter> ClusterAdapter<E> {
         rooms.iter().filter_map(|room| room.parse().ok()).filter(|sid| self.has(*sid)).collect()
     }
 
-    fn has(&self, sid: Sid) -> bool {
-        !self.local.fetch_sockets(BroadcastOptions::new(sid)).is_empty()
-    }
-
     async fn deliver(&self, packet: Packet, opts: BroadcastOptions) {
         let volatile = opts.has_flag(BroadcastFlags::Volatile);
         let bytes = payload_bytes(&packet);
         let mut delivered = Delivered::default();
-        let turn = (BYTES_PER_TURN / bytes.max(1)).clamp(1, DELIVERIES_PER_TURN);
-        for (served, sid) in self.recipients(opts).into_iter().enumerate() {
-            if served % turn == turn - 1 {
-                tokio::task::yield_now().await;
-            }
+        let mut turns = Turns::new(bytes);
+        for sid in self.recipients(opts) {
+            turns.next().await;
             let mut admission = self.shared.recipients.admit(sid, bytes, volatile);
             if admission == Admission::Queue {
                 admission = self.enqueue(sid, packet.clone());
             }
-            *match admission {
-                Admission::Queue => &mut delivered.queued,
-                Admission::Skip => &mut delivered.skipped,
-                Admission::TooSlow => &mut delivered.too_slow,
-                Admission::Gone => &mut delivered.gone,
-            } += 1;
+            delivered.count(admission);
         }
         self.shared.recipients.delivered(&delivered);
     }
@@ -171,6 +278,34 @@ impl<E: SocketEmitter> ClusterAdapter<E> {
             Err(_) => Admission::Gone,
         }
     }
+
+    /// To those on this node, asking for acknowledgements: how many are asked, and what they answer.
+    async fn ask_clients(
+        &self,
+        packet: Packet,
+        opts: BroadcastOptions,
+        timeout: Option<Duration>,
+    ) -> (u32, LocalAcks<E>) {
+        let volatile = opts.has_flag(BroadcastFlags::Volatile);
+        let bytes = payload_bytes(&packet);
+        let mut acks = LocalAcks::new(Arc::clone(&self.shared.recipients));
+        let mut asked = 0;
+        let mut delivered = Delivered::default();
+        let mut turns = Turns::new(bytes);
+        for sid in self.recipients(opts) {
+            turns.next().await;
+            let admission = self.shared.recipients.admit(sid, bytes, volatile);
+            if admission == Admission::Queue {
+                let one = BroadcastOptions::new(sid);
+                let (stream, count) = self.local.broadcast_with_ack(packet.clone(), one, timeout);
+                acks.push(stream);
+                asked += count;
+            }
+            delivered.count(admission);
+        }
+        self.shared.recipients.delivered(&delivered);
+        (asked, acks)
+    }
 }
 
 /// What a packet adds to a queue: its text and attachments.
@@ -186,13 +321,82 @@ fn payload_bytes(packet: &Packet) -> usize {
     }
 }
 
+/// Lets other tasks run, every so many deliveries.
+struct Turns {
+    size: usize,
+    served: usize,
+}
+
+impl Turns {
+    fn new(packet_bytes: usize) -> Self {
+        let size = (BYTES_PER_TURN / packet_bytes.max(1)).clamp(1, DELIVERIES_PER_TURN);
+        Self { size, served: 0 }
+    }
+
+    async fn next(&mut self) {
+        self.served += 1;
+        if self.served.is_multiple_of(self.size) {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Whether `opts` means a single socket, or nobody, rather than rooms or everyone.
+fn is_one_socket(opts: &BroadcastOptions) -> bool {
+    opts.rooms.is_empty() && !opts.has_flag(BroadcastFlags::Broadcast)
+}
+
+fn everyone() -> BroadcastOptions {
+    let mut opts = BroadcastOptions::default();
+    opts.add_flag(BroadcastFlags::Broadcast);
+    opts
+}
+
 impl<E: SocketEmitter> Local for ClusterAdapter<E> {
-    fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Delivering<'_, Published> {
+    fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Soon<'_, Published> {
         Box::pin(self.publish_and_deliver(packet, opts))
     }
 
-    fn deliver_for_peer(&self, packet: Packet, opts: BroadcastOptions) -> Delivering<'_, ()> {
+    fn deliver_for_peer(&self, packet: Packet, opts: BroadcastOptions) -> Soon<'_, ()> {
         Box::pin(self.deliver(packet, opts))
+    }
+
+    fn deliver_with_acks(
+        &self,
+        packet: Packet,
+        opts: BroadcastOptions,
+        timeout: Duration,
+    ) -> Soon<'_, Asked> {
+        Box::pin(async move {
+            let (clients, mut acks) = self.ask_clients(packet, opts, Some(timeout)).await;
+            let acks = stream::poll_fn(move |context| acks.poll(context));
+            let answered = acks.filter_map(|(_, answer)| future::ready(answer.ok()));
+            Asked { clients, acks: Box::pin(answered) }
+        })
+    }
+
+    fn sockets(&self, opts: BroadcastOptions) -> Soon<'_, Result<Vec<Member>, RequestError>> {
+        Box::pin(async move {
+            let elsewhere = self.sockets_elsewhere(&opts).await?;
+            let here = self.members(opts).into_iter();
+            let here = here.map(|sid| Member { id: sid.to_string(), rooms: rooms_of(self, sid) });
+            Ok(here.chain(elsewhere).collect())
+        })
+    }
+
+    fn server_count(&self) -> Soon<'_, Result<usize, RequestError>> {
+        Box::pin(async move {
+            let Some(peers) = &self.shared.peers else { return Ok(1) };
+            Ok(peers.number(&self.channels).await? + 1)
+        })
+    }
+
+    fn members(&self, opts: BroadcastOptions) -> Vec<Sid> {
+        self.recipients(opts)
+    }
+
+    fn has(&self, sid: Sid) -> bool {
+        !self.local.fetch_sockets(BroadcastOptions::new(sid)).is_empty()
     }
 
     fn has_members(&self, room: &str) -> bool {
@@ -204,23 +408,57 @@ impl<E: SocketEmitter> Local for ClusterAdapter<E> {
     fn rooms(&self, sid: Sid) -> HashSet<Room> {
         self.local.socket_rooms(sid)
     }
+
+    fn all_rooms(&self) -> Vec<Room> {
+        let sids = self.local.sockets(everyone()).into_iter();
+        let named = sids.map(|sid| Room::Owned(sid.to_string()));
+        self.local.rooms(everyone()).into_iter().chain(named).collect()
+    }
+
+    fn join(&self, sids: &[Sid], rooms: &[Room]) {
+        for sid in sids {
+            self.local.add_all(*sid, rooms.to_vec());
+            // It may have left in the meantime. Leaving removes the socket before it clears the rooms: either
+            // that clears these too, or this sees that it has left.
+            if !self.has(*sid) {
+                self.local.del_all(*sid);
+            }
+        }
+    }
+
+    fn leave(&self, sids: &[Sid], rooms: &[Room]) {
+        sids.iter().for_each(|sid| self.local.del(*sid, rooms.to_vec()));
+    }
+
+    fn disconnect(&self, sid: Sid) {
+        let outcome = self.local.disconnect_socket(BroadcastOptions::new(sid));
+        // Without the packet the client would never know: it gets the connection's end instead.
+        if outcome.is_err_and(|errors| matches!(errors[..], [SocketError::InternalChannelFull])) {
+            self.shared.recipients.queue_full(sid);
+        }
+    }
 }
 
 impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
-    type Error = Infallible;
+    type Error = RequestError;
     type State = Cluster;
-    type AckStream = E::AckStream;
+    type AckStream = AckStream<E>;
     type InitRes = ();
 
     fn new(state: &Cluster, local: CoreLocalAdapter<E>) -> Self {
-        Self { local, shared: state.shared() }
+        let shared = state.shared();
+        Self { channels: Arc::new(shared.channels(local.path())), local, shared }
     }
 
     fn init(self: Arc<Self>, on_success: impl FnOnce() + Send + 'static) {
         let path = self.local.path().to_string();
         let adapter: Arc<dyn Local> = Arc::clone(&self) as Arc<dyn Local>;
-        self.shared.register(path, Arc::downgrade(&adapter));
+        self.shared.register(path, Arc::clone(&self.channels), Arc::downgrade(&adapter));
         on_success();
+    }
+
+    async fn server_count(&self) -> Result<u16, Self::Error> {
+        Ok(u16::try_from(Local::server_count(self).await?).unwrap_or(u16::MAX))
     }
 
     async fn broadcast(
@@ -239,7 +477,93 @@ impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
         opts: BroadcastOptions,
         timeout: Option<Duration>,
     ) -> Result<Self::AckStream, Self::Error> {
-        Ok(self.local.broadcast_with_ack(packet, opts, timeout).0)
+        let timeout = timeout.unwrap_or(self.local.ack_timeout());
+        let asked = self.peers_for(&opts).map(|(peers, mut opts)| {
+            opts.flags.timeout_ms = Some(timeout.as_millis() as u64);
+            (peers, peers.ask_clients(&self.channels, packet.clone(), opts))
+        });
+        let (_, here) = self.ask_clients(packet, opts, Some(timeout)).await;
+        let Some((peers, question)) = asked else { return Ok(AckStream::new(here, None)) };
+        // What keeps it from the peers has been counted, and keeps it from nobody here.
+        let elsewhere = match (question, peers.number(&self.channels).await) {
+            (Ok(question), Ok(number)) => {
+                Some(PeersAcks::new(question, Arc::clone(peers), number, timeout))
+            }
+            _ => None,
+        };
+        Ok(AckStream::new(here, elsewhere))
+    }
+
+    async fn add_sockets(
+        &self,
+        opts: BroadcastOptions,
+        rooms: impl RoomParam,
+    ) -> Result<(), Self::Error> {
+        let rooms: Vec<Room> = rooms.into_room_iter().collect();
+        let order = self.orders_for(&opts);
+        self.join(&self.recipients(opts), &rooms);
+        order.map_or(Ok(()), |(peers, whom)| {
+            peers.order(&self.channels, Command::Join { whom, rooms })
+        })
+    }
+
+    async fn del_sockets(
+        &self,
+        opts: BroadcastOptions,
+        rooms: impl RoomParam,
+    ) -> Result<(), Self::Error> {
+        let rooms: Vec<Room> = rooms.into_room_iter().collect();
+        let order = self.orders_for(&opts);
+        self.leave(&self.recipients(opts), &rooms);
+        order.map_or(Ok(()), |(peers, whom)| {
+            peers.order(&self.channels, Command::Leave { whom, rooms })
+        })
+    }
+
+    async fn disconnect_socket(&self, opts: BroadcastOptions) -> Result<(), BroadcastError> {
+        let order = self.orders_for(&opts);
+        self.recipients(opts).into_iter().for_each(|sid| self.disconnect(sid));
+        let Some((peers, whom)) = order else { return Ok(()) };
+        let ordered = peers.order(&self.channels, Command::Disconnect { whom, close: false });
+        ordered.map_err(|error| AdapterError::from(error).into())
+    }
+
+    /// The rooms of the sockets that `opts` selects, everywhere. Each socket's id is one, as in Node.
+    async fn rooms(&self, opts: BroadcastOptions) -> Result<Vec<Room>, Self::Error> {
+        let all = opts == everyone();
+        let mut rooms: HashSet<Room> = HashSet::new();
+        match self.peers_for(&opts) {
+            Some((peers, _)) if all => {
+                for answer in peers.ask(&self.channels, Command::AllRooms).await? {
+                    if let Answer::Rooms(theirs) = answer {
+                        rooms.extend(theirs);
+                    }
+                }
+            }
+            Some(_) => {
+                let members = self.sockets_elsewhere(&opts).await?;
+                rooms.extend(members.into_iter().flat_map(|member| member.rooms));
+            }
+            None => {}
+        }
+        let here = self.recipients(opts);
+        rooms.extend(here.into_iter().flat_map(|sid| rooms_of(self, sid)));
+        Ok(rooms.into_iter().collect())
+    }
+
+    /// Sockets of peers have [`Uid::ZERO`] for their server, as peers do not say who they are; those of Node.js
+    /// servers are left out ([`Namespace::sockets`] has them).
+    async fn fetch_sockets(
+        &self,
+        opts: BroadcastOptions,
+    ) -> Result<Vec<RemoteSocketData>, Self::Error> {
+        let elsewhere = self.sockets_elsewhere(&opts).await?.into_iter();
+        let ids = elsewhere.filter_map(|member| member.id.parse().ok());
+        let ns = self.local.path();
+        let elsewhere = ids.map(|id| RemoteSocketData { id, server_id: Uid::ZERO, ns: ns.clone() });
+        let here = self.recipients(opts).into_iter();
+        let here = here.flat_map(|sid| self.local.fetch_sockets(BroadcastOptions::new(sid)));
+        Ok(here.chain(elsewhere).collect())
     }
 
     fn get_local(&self) -> &CoreLocalAdapter<E> {

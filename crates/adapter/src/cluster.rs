@@ -1,24 +1,24 @@
-//! What the adapters of one node's namespaces share: each other, and the way to the peers.
+//! What the adapters of one node's namespaces share: each other, and what arrives from the peers.
 
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 
-use antiphon_metrics::{
-    AdapterMetrics,
-    adapter::{Received, Unsent},
-};
-use bytes::Bytes;
+use antiphon_metrics::adapter::{Ignored, Received};
 use socketioxide_core::{
+    Sid,
     adapter::{BroadcastFlags, BroadcastOptions},
-    packet::Packet,
 };
 use tokio::time::{Duration, Instant};
+use tracing::{Instrument, Span};
 
 use crate::{
     adapter::{Local, Namespace, Recipients},
-    bus::{Bus, Message, Receiver, Subscription},
+    answers::{Answers, Describe},
+    bus::{Message, Receiver, Subscription},
+    peers::{PeerSettings, Peers},
+    trace,
     wire::{
-        Channels, Flags, Limits, Opts, Scope, WireError, decode_broadcast, encode_broadcast,
-        peek_uid,
+        Broadcast, Channels, Handshake, Limits, Opts, Scope, Traffic, WireError, decode_broadcast,
+        decode_legacy_broadcast, decode_request, decode_response, legacy_channel, peek_uid,
     },
 };
 
@@ -29,27 +29,24 @@ const BATCH_MAX: usize = 32;
 /// Bad frames are logged at most this often: whoever sends one sends many.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The way to the peers.
-pub struct Peers {
-    /// Carries the frames.
-    pub bus: Bus,
-    /// This node's name in frames. Node's have six characters.
-    pub uid: String,
-    /// What the channels' names begin with (Node: the adapter's option `key`).
-    pub prefix: String,
-    /// What a frame may contain.
-    pub limits: Limits,
-    /// What is counted.
-    pub metrics: Arc<AdapterMetrics>,
-}
+/// How often Redis is asked how many nodes there are.
+const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What to subscribe to for the broadcasts of these namespaces.
+/// What the node that signs with `uid` has to subscribe to, for these namespaces.
 pub fn subscriptions<'a>(
     prefix: &str,
+    uid: &str,
     namespaces: impl IntoIterator<Item = &'a str>,
 ) -> Vec<Subscription> {
-    let pattern = |nsp| Subscription::Pattern(Channels::new(prefix, nsp, "").pattern());
-    namespaces.into_iter().map(pattern).collect()
+    let each = |nsp| channels_of(&Channels::new(prefix, nsp, uid));
+    let legacy = Subscription::Channel(legacy_channel(prefix));
+    namespaces.into_iter().flat_map(each).chain([legacy]).collect()
+}
+
+fn channels_of(channels: &Channels) -> impl Iterator<Item = Subscription> + use<> {
+    let named = [channels.request(), channels.response(), channels.own_response()];
+    let named = named.map(|channel| Subscription::Channel(channel.to_owned()));
+    std::iter::once(Subscription::Pattern(channels.pattern())).chain(named)
 }
 
 /// What became of a broadcast on its way to the peers.
@@ -72,12 +69,12 @@ pub(crate) struct Shared {
     // Written once for each namespace, when the node starts; read to find one.
     namespaces: RwLock<Vec<Arc<Entry>>>,
     pub(crate) recipients: Arc<dyn Recipients>,
-    peers: Option<Peers>,
+    pub(crate) peers: Option<Arc<Peers>>,
 }
 
 struct Entry {
     path: String,
-    channels: Channels,
+    channels: Arc<Channels>,
     // Weak: the namespace owns its adapter, and this list must not keep either alive.
     local: Weak<dyn Local>,
 }
@@ -89,8 +86,9 @@ impl Cluster {
     }
 
     /// A node among peers.
-    pub fn among(recipients: Arc<dyn Recipients>, peers: Peers) -> Self {
-        Self(Arc::new(Shared { namespaces: RwLock::default(), recipients, peers: Some(peers) }))
+    pub fn among(recipients: Arc<dyn Recipients>, settings: PeerSettings) -> Self {
+        let peers = Some(Arc::new(Peers::new(settings)));
+        Self(Arc::new(Shared { namespaces: RwLock::default(), recipients, peers }))
     }
 
     /// The namespace at `path`, once socketioxide has made it.
@@ -98,15 +96,36 @@ impl Cluster {
         self.0.at(path)?.local.upgrade().map(Namespace)
     }
 
-    /// Delivers what peers publish, in the order in which it arrives, until the bus has ended.
-    pub async fn receive(self, mut receiver: Receiver) {
+    /// Takes what peers publish, in the order in which it arrives, until the bus has ended: delivers their
+    /// events, does what they ask, and answers. `describe` says how a client of a namespace introduced itself,
+    /// which peers may ask about.
+    pub async fn receive(
+        self,
+        mut receiver: Receiver,
+        describe: impl Fn(&str, Sid) -> Option<Handshake> + Send + Sync,
+    ) {
+        let Some(peers) = &self.0.peers else { return };
         let mut batch = Vec::with_capacity(BATCH_MAX);
-        let mut complaints = Complaints::default();
+        let mut inbound = Inbound::new(&self.0, peers, &describe);
         while receiver.receive(&mut batch, BATCH_MAX).await {
             for message in batch.drain(..) {
-                self.0.take(message, &mut complaints).await;
+                inbound.take(message).await;
             }
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// Keeps the number of peers in the metrics, for as long as it runs.
+    pub async fn count_peers(self) {
+        let Some(peers) = &self.0.peers else { return };
+        let mut ticks = tokio::time::interval(COUNT_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let first = self.0.read().first().map(|entry| Arc::clone(&entry.channels));
+            let Some(channels) = first else { continue };
+            let number = peers.number(&channels).await.unwrap_or(0);
+            peers.metrics().peers.set(i64::try_from(number).unwrap_or(i64::MAX));
         }
     }
 
@@ -116,15 +135,31 @@ impl Cluster {
 }
 
 impl Shared {
-    pub(crate) fn register(&self, path: String, local: Weak<dyn Local>) {
-        let (prefix, uid) = match &self.peers {
-            Some(peers) => (&*peers.prefix, &*peers.uid),
-            None => ("", ""),
-        };
-        let channels = Channels::new(prefix, &path, uid);
+    /// The channels of the namespace at `path`.
+    pub(crate) fn channels(&self, path: &str) -> Channels {
+        match &self.peers {
+            Some(peers) => Channels::new(&peers.settings.prefix, path, &peers.settings.uid),
+            None => Channels::new("", path, ""),
+        }
+    }
+
+    pub(crate) fn register(&self, path: String, channels: Arc<Channels>, local: Weak<dyn Local>) {
+        if let Some(peers) = &self.peers {
+            // Those that were there when the bus started are wanted already.
+            let wanted =
+                channels_of(&channels).try_for_each(|one| peers.settings.bus.subscribe(one));
+            if let Err(error) = wanted {
+                tracing::error!(namespace = path, %error, "this namespace does not hear its peers");
+            }
+        }
         let mut namespaces = self.namespaces.write().unwrap_or_else(PoisonError::into_inner);
         namespaces.retain(|entry| entry.path != path);
         namespaces.push(Arc::new(Entry { path, channels, local }));
+    }
+
+    /// Every namespace that there is.
+    pub(crate) fn locals(&self) -> Vec<Arc<dyn Local>> {
+        self.read().iter().filter_map(|entry| entry.local.upgrade()).collect()
     }
 
     fn at(&self, path: &str) -> Option<Arc<Entry>> {
@@ -133,60 +168,80 @@ impl Shared {
 
     /// The first namespace about which there is something to say, with that.
     fn find<T>(&self, say: impl Fn(&Entry) -> Option<T>) -> Option<(Arc<Entry>, T)> {
-        let namespaces = self.namespaces.read().unwrap_or_else(PoisonError::into_inner);
-        namespaces.iter().find_map(|entry| Some((Arc::clone(entry), say(entry)?)))
+        self.read().iter().find_map(|entry| Some((Arc::clone(entry), say(entry)?)))
     }
 
-    /// Hands a broadcast to the bus, unless it is for this node alone.
-    pub(crate) fn publish(&self, packet: &Packet, opts: &BroadcastOptions) -> Published {
-        let everyone = opts.has_flag(BroadcastFlags::Broadcast);
-        let one_socket = opts.rooms.is_empty() && !everyone;
-        let Some(peers) = &self.peers else { return Published::NotNeeded };
-        if one_socket || opts.has_flag(BroadcastFlags::Local) {
-            return Published::NotNeeded;
+    fn read(&self) -> RwLockReadGuard<'_, Vec<Arc<Entry>>> {
+        self.namespaces.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What arrives from peers, one message after another.
+struct Inbound<'a> {
+    shared: &'a Shared,
+    peers: &'a Arc<Peers>,
+    answers: Answers<'a>,
+    legacy_channel: String,
+    complaints: Complaints,
+}
+
+impl<'a> Inbound<'a> {
+    fn new(shared: &'a Shared, peers: &'a Arc<Peers>, describe: &'a Describe<'a>) -> Self {
+        Self {
+            shared,
+            peers,
+            answers: Answers::new(shared, peers, describe),
+            legacy_channel: legacy_channel(&peers.settings.prefix),
+            complaints: Complaints::default(),
         }
-        let Some(entry) = self.at(&packet.ns) else {
-            return Published::NotNeeded; // Closed in the meantime.
+    }
+
+    async fn take(&mut self, message: Message) {
+        let addressed = self.shared.find(|entry| entry.channels.traffic(&message.channel));
+        let Some((entry, traffic)) = addressed else {
+            let read = match &*message.channel {
+                channel if channel == self.legacy_channel.as_bytes() => self.admit_legacy(&message),
+                _ => Err(Dropped::Unwanted(Received::OtherNamespace)),
+            };
+            return self.deliver(&message.channel, read).await;
         };
-        match peers.publish(&entry.channels, packet, wire_opts(opts)) {
-            Ok(()) => {
-                peers.metrics.broadcasts_sent_total.inc();
-                Published::Yes
+        match traffic {
+            Traffic::Broadcast(scope) => {
+                let read = self.admit(&message, &entry, scope);
+                self.deliver(&message.channel, read).await;
             }
-            Err(reason) => {
-                peers.metrics.broadcasts_unsent_total.of(reason).inc();
-                Published::No
-            }
+            Traffic::Request => self.obey(&message, &entry).await,
+            Traffic::Response => self.hear(&message),
         }
     }
 
-    async fn take(&self, message: Message, complaints: &mut Complaints) {
-        let Some(peers) = &self.peers else { return };
-        let outcome = match self.admit(peers, &message) {
-            Ok((local, packet, opts)) => {
-                local.deliver_for_peer(packet, opts).await;
+    /// Delivers a broadcast, if it is one for this node.
+    async fn deliver(&mut self, channel: &[u8], read: Result<Admitted, Dropped>) {
+        let outcome = match read {
+            Ok((local, Broadcast { packet, opts, .. })) => {
+                let span = opts.flags.traceparent.as_deref().map_or(Span::none(), trace::received);
+                local.deliver_for_peer(packet, local_opts(opts)).instrument(span).await;
                 Received::Delivered
             }
             Err(Dropped::Unwanted(outcome)) => outcome,
             Err(Dropped::Bad(error)) => {
-                complaints.about(&message.channel, error);
+                self.complaints.about(channel, error);
                 received(error)
             }
         };
-        peers.metrics.broadcasts_received_total.of(outcome).inc();
+        self.peers.metrics().broadcasts_received_total.of(outcome).inc();
     }
 
-    /// What a message is and whom it is for; the cheapest questions first.
+    /// What a broadcast is and whom it is for; the cheapest questions first.
     fn admit(
         &self,
-        peers: &Peers,
         message: &Message,
-    ) -> Result<(Arc<dyn Local>, Packet, BroadcastOptions), Dropped> {
-        let addressed = self.find(|entry| entry.channels.scope(&message.channel));
-        let (entry, scope) = addressed.ok_or(Dropped::Unwanted(Received::OtherNamespace))?;
+        entry: &Entry,
+        scope: Scope<'_>,
+    ) -> Result<Admitted, Dropped> {
         let nobody = Dropped::Unwanted(Received::NobodyHere);
         let Some(local) = entry.local.upgrade() else { return Err(nobody) };
-        if peek_uid(&message.payload) == Some(&*peers.uid) {
+        if peek_uid(&message.payload) == Some(&*self.peers.settings.uid) {
             return Err(Dropped::Unwanted(Received::Own));
         }
         if let Scope::Room(room) = scope
@@ -194,22 +249,65 @@ impl Shared {
         {
             return Err(nobody);
         }
-        let broadcast = decode_broadcast(&message.payload, &peers.limits).map_err(Dropped::Bad)?;
+        let limits = &self.peers.settings.limits;
+        let broadcast = decode_broadcast(&message.payload, limits).map_err(Dropped::Bad)?;
         if *broadcast.packet.ns != *entry.path {
             return Err(Dropped::Unwanted(Received::OtherNamespace));
         }
-        Ok((local, broadcast.packet, local_opts(broadcast.opts)))
+        Ok((local, broadcast))
+    }
+
+    /// The same for an old emitter, which has one channel for all namespaces.
+    fn admit_legacy(&self, message: &Message) -> Result<Admitted, Dropped> {
+        let limits = &self.peers.settings.limits;
+        let broadcast = decode_legacy_broadcast(&message.payload, limits).map_err(Dropped::Bad)?;
+        let entry = self.shared.at(&broadcast.packet.ns);
+        let local = entry.and_then(|entry| entry.local.upgrade());
+        Ok((local.ok_or(Dropped::Unwanted(Received::OtherNamespace))?, broadcast))
+    }
+
+    async fn obey(&mut self, message: &Message, entry: &Entry) {
+        let outcome = match decode_request(&message.payload, &self.peers.settings.limits) {
+            Err(error) => Err(self.bad(message, error)),
+            Ok(request) => match entry.local.upgrade() {
+                None => Err(Ignored::OtherNamespace),
+                Some(local) => {
+                    self.answers.obey(request, &entry.path, &entry.channels, &*local).await
+                }
+            },
+        };
+        self.count(outcome);
+    }
+
+    /// Gives an answer to whoever waits for it.
+    fn hear(&mut self, message: &Message) {
+        let outcome = if self.peers.awaits_answers() {
+            let PeerSettings { limits, answer_bytes_max, .. } = &self.peers.settings;
+            let limits = Limits { frame_bytes_max: *answer_bytes_max, ..*limits };
+            match decode_response(&message.payload, &limits) {
+                Err(error) => Err(self.bad(message, error)),
+                Ok(response) => self.peers.take(response, message.payload.len()),
+            }
+        } else {
+            Err(Ignored::Unasked)
+        };
+        self.count(outcome);
+    }
+
+    fn bad(&mut self, message: &Message, error: WireError) -> Ignored {
+        self.complaints.about(&message.channel, error);
+        ignored(error)
+    }
+
+    fn count(&self, outcome: Result<(), Ignored>) {
+        if let Err(reason) = outcome {
+            self.peers.metrics().requests_ignored_total.of(reason).inc();
+        }
     }
 }
 
-impl Peers {
-    fn publish(&self, channels: &Channels, packet: &Packet, opts: Opts) -> Result<(), Unsent> {
-        let frame = encode_broadcast(&self.uid, packet, &opts, &self.limits);
-        let frame = frame.map_err(|_| Unsent::Unencodable)?;
-        let channel = channels.for_rooms(&opts.rooms);
-        self.bus.publish(channel, Bytes::from(frame)).map_err(|_| Unsent::Bus)
-    }
-}
+/// A broadcast, and the namespace that it is for.
+type Admitted = (Arc<dyn Local>, Broadcast);
 
 /// Why a message goes no further.
 enum Dropped {
@@ -233,19 +331,24 @@ fn received(error: WireError) -> Received {
     }
 }
 
-/// As Node writes it: no rooms are everyone, and the sender is one of the exceptions.
-fn wire_opts(opts: &BroadcastOptions) -> Opts {
-    let sender = opts.sid.filter(|_| opts.has_flag(BroadcastFlags::Broadcast));
-    let sender = sender.map(|sid| sid.to_string().into());
-    Opts {
-        rooms: opts.rooms.to_vec(),
-        except: opts.except.iter().cloned().chain(sender).collect(),
-        flags: Flags { volatile: opts.has_flag(BroadcastFlags::Volatile), ..Flags::default() },
+fn ignored(error: WireError) -> Ignored {
+    match error {
+        WireError::TooLarge => Ignored::TooLarge,
+        WireError::TooDeep => Ignored::TooDeep,
+        WireError::TooManyRooms => Ignored::TooManyRooms,
+        WireError::TooManyAttachments => Ignored::TooManyAttachments,
+        WireError::UnknownRequest => Ignored::UnknownRequest,
+        WireError::Truncated
+        | WireError::Syntax
+        | WireError::Trailing
+        | WireError::Shape
+        | WireError::Placeholder
+        | WireError::PacketType => Ignored::Malformed,
     }
 }
 
 /// As socketioxide wants it: everyone is a flag.
-fn local_opts(opts: Opts) -> BroadcastOptions {
+pub(crate) fn local_opts(opts: Opts) -> BroadcastOptions {
     let mut local = BroadcastOptions::default();
     if opts.rooms.is_empty() {
         local.add_flag(BroadcastFlags::Broadcast);

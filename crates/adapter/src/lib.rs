@@ -25,16 +25,21 @@
 //! that is down never keeps it from this node's own sockets ([`Published`]). Delivery between nodes is
 //! at most once.
 //!
-//! # What is missing
-//!
-//! Requests between nodes (who is in a room, join these sockets, broadcasts with acknowledgement): [`wire`]
-//! reads and writes them, nobody answers them yet. This node does not subscribe to their channel, so that
-//! Node's servers do not wait for it.
+//! What nodes ask of one another (who is in a room; join these sockets; an event that clients acknowledge) is
+//! published to all: every node that hears it must answer, and who asked waits until all that Redis counts
+//! have, or a few seconds are over. Peers' questions are answered as Node answers them; this node asks through
+//! socketioxide's own calls, and [`Namespace`].
 
+mod acks;
 mod adapter;
+mod answers;
 pub mod bus;
 mod cluster;
+mod peers;
+mod trace;
 pub mod wire;
 
-pub use adapter::{Admission, ClusterAdapter, Delivered, Namespace, Recipients};
-pub use cluster::{Cluster, Peers, Published, subscriptions};
+pub use acks::AckStream;
+pub use adapter::{Admission, ClusterAdapter, Delivered, Member, Namespace, Recipients};
+pub use cluster::{Cluster, Published, subscriptions};
+pub use peers::{PeerSettings, RequestError};

@@ -39,7 +39,7 @@ mod to_json;
 pub use broadcast::{
     Broadcast, Flags, Opts, decode_broadcast, decode_legacy_broadcast, encode_broadcast, peek_uid,
 };
-pub use channels::{Channels, Scope};
+pub use channels::{Channels, Scope, Traffic, legacy_channel};
 pub use request::{Command, Request, Targets, Whom, decode_request, encode_request};
 pub use response::{
     Answer, Handshake, RemoteSocket, Response, decode_response, encode_handshake, encode_response,

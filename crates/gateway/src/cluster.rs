@@ -11,7 +11,7 @@ use std::{
 };
 
 use antiphon_adapter::{
-    Cluster, Peers, Recipients,
+    Cluster, PeerSettings, Recipients,
     bus::{self, Bus, ClientIdentity, Protocol, Receiver, RedisSettings},
     subscriptions, wire,
 };
@@ -32,6 +32,9 @@ const UID_CHARS: usize = 6;
 
 /// Bytes that a frame may have beyond the message in it: rooms and ids.
 const FRAME_OVERHEAD_BYTES: usize = 1 << 20;
+
+/// Bytes of an answer to a peer, unless messages may be larger.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// Rooms that a frame may list.
 const FRAME_ROOMS_MAX: usize = 10_000;
@@ -74,20 +77,24 @@ pub(crate) fn start(
 ) -> Result<(Cluster, Option<(Link, Receiver)>), ClusterError> {
     let Some(redis) = &config.redis else { return Ok((Cluster::alone(recipients), None)) };
     let namespaces = config.namespaces.iter().map(String::as_str);
+    let uid = &Uid::new().to_string()[..UID_CHARS];
     let stop = CancellationToken::new();
     let (bus, receiver) = Bus::redis(
         &redis_settings(redis)?,
         bus_settings(config, redis),
-        subscriptions(&redis.prefix, namespaces),
+        subscriptions(&redis.prefix, uid, namespaces),
         Arc::new(BusMetrics::register(registry)?),
         &stop,
     )?;
     let link = Link::new(bus.clone(), redis.degraded_is_ready, stop.drop_guard());
-    let peers = Peers {
+    let peers = PeerSettings {
         bus,
-        uid: Uid::new().to_string()[..UID_CHARS].to_owned(),
+        uid: uid.to_owned(),
         prefix: redis.prefix.clone(),
         limits: wire_limits(config),
+        answer_bytes_max: answer_bytes_max(config),
+        request_timeout: redis.request_timeout,
+        answer_on_own_channel: redis.answer_on_own_channel,
         metrics: Arc::new(AdapterMetrics::register(registry)?),
     };
     Ok((Cluster::among(recipients, peers), Some((link, receiver))))
@@ -147,7 +154,7 @@ fn bus_settings(config: &Config, redis: &Redis) -> bus::Settings {
         publish_queue_bytes_max: redis.publish_queue_bytes,
         receive_queue_messages_max: redis.receive_queue_messages,
         receive_queue_bytes_max: redis.receive_queue_bytes,
-        payload_bytes_max: wire_limits(config).frame_bytes_max,
+        payload_bytes_max: answer_bytes_max(config),
         connect_timeout: redis.connect_timeout,
         probe_interval: redis.probe_interval,
         probe_timeout: redis.probe_timeout,
@@ -158,6 +165,12 @@ fn bus_settings(config: &Config, redis: &Redis) -> bus::Settings {
 /// The largest frame for messages of this size: `0.1,` is four bytes of text and nine of MessagePack.
 pub(crate) const fn frame_bytes_max(message_bytes_max: usize) -> usize {
     (message_bytes_max / 4 + 1).saturating_mul(9).saturating_add(FRAME_OVERHEAD_BYTES)
+}
+
+/// An answer lists all sockets of a node, some 600 bytes each. Far more would not help: Redis cuts a subscriber
+/// off for whom more than 32 MB wait (`client-output-buffer-limit`), and each node gets every answer.
+fn answer_bytes_max(config: &Config) -> usize {
+    frame_bytes_max(config.limits.max_message_bytes).max(ANSWER_BYTES_MAX)
 }
 
 fn wire_limits(config: &Config) -> wire::Limits {

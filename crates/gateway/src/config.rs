@@ -213,6 +213,10 @@ pub struct Redis {
     pub receive_queue_messages: usize,
     /// The same in bytes.
     pub receive_queue_bytes: usize,
+    /// How long answers of peers are waited for.
+    pub request_timeout: Duration,
+    /// Whether answers go to the node that asked alone.
+    pub answer_on_own_channel: bool,
     /// Whether a node that has lost Redis is still ready.
     pub degraded_is_ready: bool,
 }

@@ -15,6 +15,7 @@ use socketioxide_core::Value;
 
 use crate::{
     events::{Adapter, Direct, Inbox, Rules},
+    introduction,
     sessions::Session,
     stage::Stage,
 };
@@ -45,10 +46,11 @@ impl Door {
 
     /// Readies a socket for the namespace. Before it is in there: a client may send its first event
     /// as soon as it has its CONNECT packet, and an event without a handler is lost.
-    fn prepare(&self, socket: &Socket<Adapter>) -> Result<(), &'static str> {
+    fn prepare(&self, socket: &Socket<Adapter>, auth: Option<&Value>) -> Result<(), &'static str> {
         let door = &*self.0;
         let session = session(socket).ok_or("no session")?;
         session.identify(socket.id);
+        introduction::keep_auth(socket, auth, door.rules.max_json_depth());
         let rules = Arc::clone(&door.rules);
         let stage = door.stage.clone();
         let inbox = Inbox::new(rules, &door.cluster, &door.path, stage, Arc::clone(&session));
@@ -70,9 +72,9 @@ impl ConnectHandler<Adapter, Direct> for Door {
     fn call_middleware<'a>(
         &'a self,
         socket: Arc<Socket<Adapter>>,
-        _auth: &'a Option<Value>,
+        auth: &'a Option<Value>,
     ) -> Middleware<'a> {
-        let ready = self.prepare(&socket);
+        let ready = self.prepare(&socket, auth.as_ref());
         Box::pin(std::future::ready(ready.map_err(|error| Box::new(error) as _)))
     }
 

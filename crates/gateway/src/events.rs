@@ -74,6 +74,11 @@ impl Rules {
         Ok(rules)
     }
 
+    /// How deep what clients send may nest.
+    pub(crate) fn max_json_depth(&self) -> usize {
+        self.limits.max_json_depth
+    }
+
     fn add(&mut self, rule: &EventRule, counters: Counters<Outcome>) {
         let limiter = rule.rate.map(|rate| {
             self.quotas.push(Quota::per_second(rate.per_second).allow_burst(rate.burst));

@@ -10,6 +10,7 @@ mod door;
 mod eio3;
 mod events;
 mod handshake;
+mod introduction;
 mod lifecycle;
 mod net;
 mod payload;

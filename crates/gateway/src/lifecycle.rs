@@ -131,7 +131,7 @@ impl Node {
         let routes = admin::routes(&self);
         let Self { config, sessions, gate, stage, mut delivering, mut closer, peers, .. } = self;
         let (link, mut receiving) = match peers {
-            Some(PeersLink { link, receiving }) => (Some(link), Some(receiving)),
+            Some(PeersLink { link, receiving, .. }) => (Some(link), Some(receiving)),
             None => (None, None),
         };
         let mut accepting = AbortOnDropHandle::new(tokio::spawn(acceptor.run(listeners.public)));

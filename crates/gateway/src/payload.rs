@@ -63,6 +63,13 @@ impl<'a> Event<'a> {
     }
 }
 
+/// Whether `json` is an object that clients and peers can read, nested no deeper than `max_depth`.
+pub(crate) fn is_readable_object(json: &str, max_depth: usize) -> bool {
+    serde_json::from_str::<IgnoredAny>(json).is_ok()
+        && json.trim_ascii_start().starts_with('{')
+        && is_readable(json, 0, max_depth)
+}
+
 struct Head;
 
 impl<'de> Visitor<'de> for Head {

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use antiphon_adapter::Cluster;
+use antiphon_adapter::{Cluster, Namespace};
 use antiphon_metrics::{
     GatewayMetrics, Registry,
     gateway::{Protocol, Transport},
@@ -21,6 +21,7 @@ use crate::{
     door::Door,
     events::{Adapter, Rules},
     handshake::{Gate, gate},
+    introduction,
     sessions::{PollingSession, Sessions},
     stage::{Stage, stage},
 };
@@ -33,6 +34,7 @@ const WEBSOCKET_READ_BUFFER_BYTES: usize = 1024;
 pub(crate) struct PeersLink {
     pub(crate) link: Link,
     pub(crate) receiving: AbortOnDropHandle<()>,
+    pub(crate) _counting: AbortOnDropHandle<()>,
 }
 
 /// Why a node cannot be put together.
@@ -55,6 +57,7 @@ pub struct Node {
     pub(crate) gate: Arc<Gate>,
     pub(crate) app: Router,
     pub(crate) io: SocketIo<Adapter>,
+    pub(crate) cluster: Cluster,
     pub(crate) stage: Stage,
     pub(crate) delivering: AbortOnDropHandle<()>,
     pub(crate) closer: AbortOnDropHandle<()>,
@@ -95,8 +98,12 @@ impl Node {
         let [delivering, closer] =
             [tokio::spawn(worker.run()), tokio::spawn(closer)].map(AbortOnDropHandle::new);
         let peers = link.map(|(link, receiver)| {
-            let receiving = AbortOnDropHandle::new(tokio::spawn(cluster.receive(receiver)));
-            PeersLink { link, receiving }
+            let io = io.clone();
+            let describe = move |path: &str, sid| introduction::handshake(&io, path, sid);
+            let receiving = tokio::spawn(cluster.clone().receive(receiver, describe));
+            let counting = tokio::spawn(cluster.clone().count_peers());
+            let [receiving, counting] = [receiving, counting].map(AbortOnDropHandle::new);
+            PeersLink { link, receiving, _counting: counting }
         });
         let app = app(engine, Arc::clone(&gate), &config.cors);
         Ok(Self {
@@ -107,6 +114,7 @@ impl Node {
             gate,
             app,
             io,
+            cluster,
             stage,
             delivering,
             closer,
@@ -117,6 +125,11 @@ impl Node {
     /// The Socket.IO server inside, for programs that add handlers of their own.
     pub fn io(&self) -> &SocketIo<Adapter> {
         &self.io
+    }
+
+    /// What the adapter offers beyond socketioxide, for the namespace at `path`.
+    pub fn namespace(&self, path: &str) -> Option<Namespace> {
+        self.cluster.namespace(path)
     }
 }
 

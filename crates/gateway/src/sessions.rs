@@ -15,6 +15,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::SystemTime,
 };
 
 use antiphon_adapter::{Admission, Delivered, Recipients};
@@ -69,6 +70,7 @@ pub(crate) struct Session {
     pub(crate) number: u64,
     pub(crate) client: IpAddr,
     pub(crate) protocol: Protocol,
+    pub(crate) opened: SystemTime,
     sid: OnceLock<Sid>,
     // Set when the session begins with a WebSocket or is upgraded to one; never unset.
     websocket: OnceLock<Arc<ConnHandle>>,
@@ -115,6 +117,7 @@ impl Sessions {
             number: self.next_number.fetch_add(1, Ordering::Relaxed),
             client,
             protocol,
+            opened: SystemTime::now(),
             sid: OnceLock::new(),
             websocket: websocket.map(OnceLock::from).unwrap_or_default(),
             closing: OnceLock::new(),
@@ -188,6 +191,12 @@ impl Recipients for Sessions {
     fn queue_full(&self, sid: Sid) {
         if let Some(session) = self.find(sid) {
             session.close(CloseReason::SlowConsumer);
+        }
+    }
+
+    fn disconnected(&self, sid: Sid) {
+        if let Some(session) = self.find(sid) {
+            session.close(CloseReason::ServerDisconnect);
         }
     }
 

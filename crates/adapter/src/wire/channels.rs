@@ -9,6 +9,17 @@ pub struct Channels {
     own_response: String,
 }
 
+/// What a channel of a namespace carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traffic<'a> {
+    /// Events for many.
+    Broadcast(Scope<'a>),
+    /// Questions and orders to all nodes.
+    Request,
+    /// Answers, to all nodes or to this one.
+    Response,
+}
+
 /// For whom a broadcast is, as far as the name of its channel tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope<'a> {
@@ -17,6 +28,11 @@ pub enum Scope<'a> {
     /// The channel of one room, which a node without members of it need not decode. A room's name may
     /// contain anything, `#` too.
     Room(&'a str),
+}
+
+/// Where emitters from before 2021 publish, for all namespaces.
+pub fn legacy_channel(prefix: &str) -> String {
+    format!("{prefix}#emitter")
 }
 
 impl Channels {
@@ -84,6 +100,17 @@ impl Channels {
         format!("{}{uid}#", self.response)
     }
 
+    /// What a frame is that came on `channel`; `None` if the channel is none of this namespace's.
+    pub fn traffic<'a>(&self, channel: &'a [u8]) -> Option<Traffic<'a>> {
+        if channel == self.request.as_bytes() {
+            return Some(Traffic::Request);
+        }
+        if channel == self.response.as_bytes() || channel == self.own_response.as_bytes() {
+            return Some(Traffic::Response);
+        }
+        self.scope(channel).map(Traffic::Broadcast)
+    }
+
     /// For whom a frame is that came on `channel`; `None` if it is none of this namespace's broadcasts.
     pub fn scope<'a>(&self, channel: &'a [u8]) -> Option<Scope<'a>> {
         let rest = channel.strip_prefix(self.broadcast.as_bytes())?;
@@ -115,6 +142,20 @@ mod tests {
         assert_eq!(channels.own_response(), "socket.io-response#/admin#abc123#");
         assert_eq!(channels.response_to("x"), "socket.io-response#/admin#x#");
         assert_eq!(Channels::new("a?", "/[x]*\\", "u").pattern(), r"a\?#/\[x\]\*\\#*");
+    }
+
+    #[test]
+    fn a_channel_tells_what_it_carries() {
+        let channels = Channels::new("socket.io", "/", "abc123");
+        let check = |channel: &str, is| assert_eq!(channels.traffic(channel.as_bytes()), is);
+        check("socket.io#/#", Some(Traffic::Broadcast(Scope::Namespace)));
+        check("socket.io#/#room#", Some(Traffic::Broadcast(Scope::Room("room"))));
+        check("socket.io-request#/#", Some(Traffic::Request));
+        check("socket.io-response#/#", Some(Traffic::Response));
+        check("socket.io-response#/#abc123#", Some(Traffic::Response));
+        check("socket.io-response#/#other1#", None);
+        check("socket.io-request#/admin#", None);
+        check(&legacy_channel("socket.io"), None);
     }
 
     #[test]

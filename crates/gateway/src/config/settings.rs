@@ -384,6 +384,8 @@ fn redis(s: &mut Section<'_>, message_bytes_max: Option<usize>) -> Read<Option<R
     let publish_queue_bytes = s.get("publish_queue_bytes", size(frame..=usize::MAX));
     let receive_queue_messages = s.get("receive_queue_messages", whole(1..=COUNT_MAX));
     let receive_queue_bytes = s.get("receive_queue_bytes", size(frame..=usize::MAX));
+    let request_timeout = timeout(s, "request_timeout");
+    let answer_on_own_channel = s.get("answer_on_own_channel", boolean);
     let degraded_is_ready = s.get("degraded_is_ready", boolean);
     let (tls_certificate, tls_key) = (tls_certificate?, tls_key?);
     if tls_certificate.is_some() != tls_key.is_some() {
@@ -410,6 +412,8 @@ fn redis(s: &mut Section<'_>, message_bytes_max: Option<usize>) -> Read<Option<R
         publish_queue_bytes: publish_queue_bytes?,
         receive_queue_messages: receive_queue_messages?,
         receive_queue_bytes: receive_queue_bytes?,
+        request_timeout: request_timeout?,
+        answer_on_own_channel: answer_on_own_channel?,
         degraded_is_ready: degraded_is_ready?,
     };
     Ok((!redis.url.expose().is_empty()).then_some(redis))

@@ -1,0 +1,153 @@
+//! A node that asks: the cluster as a program sees it, through socketioxide's own calls and the adapter's. The
+//! tests of mixed clusters run it beside Node.js servers.
+//!
+//! ```text
+//! cargo run --example asks -- --config FILE --set redis.url=redis://127.0.0.1:6379
+//! ```
+//!
+//! A client of its namespace `/ask` emits `ask` with what it wants to know of, or done in, namespace `/`:
+//! "rooms", "sockets", "join", "leave", "disconnect", "server_count" or "emit_with_ack", and [`Options`]. The
+//! acknowledgement is `{"ok": …}` or `{"error": …}`.
+
+use std::{fmt::Display, path::PathBuf, time::Duration};
+
+use antiphon_adapter::Namespace;
+use antiphon_gateway::{
+    Adapter, Listeners, Node, Shutdown,
+    config::{Config, environment},
+    telemetry,
+};
+use anyhow::{Context, anyhow, bail};
+use clap::Parser;
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeTuple};
+use serde_json::{Value, json};
+use socketioxide::{
+    SocketIo,
+    extract::{AckSender, Data, SocketRef},
+    operators::BroadcastOperators,
+};
+use socketioxide_core::adapter::{BroadcastFlags, BroadcastOptions, Room};
+
+/// As the node's own.
+#[derive(Debug, Parser)]
+struct Args {
+    #[arg(long)]
+    config: Option<PathBuf>,
+    #[arg(long)]
+    listen: Option<String>,
+    #[arg(long)]
+    admin_listen: Option<String>,
+    #[arg(long)]
+    set: Vec<String>,
+}
+
+/// Whom, and what.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Options {
+    rooms: Vec<String>,
+    except: Vec<String>,
+    /// The rooms to join or leave.
+    into: Vec<String>,
+    event: String,
+    args: Vec<Value>,
+    timeout_ms: u64,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let named = [("server.listen", args.listen), ("admin.listen", args.admin_listen)];
+    let named = named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+    let set = args.set.iter().map(|setting| {
+        let (key, value) = setting.split_once('=').context("want KEY=VALUE")?;
+        Ok((key.to_owned(), value.to_owned()))
+    });
+    let settings = set.collect::<anyhow::Result<Vec<_>>>()?.into_iter().chain(named);
+    let settings: Vec<_> = settings.collect();
+    let config = Config::load(args.config.as_deref(), environment(), &settings)?.config;
+    telemetry::init(&config.log)?;
+    let listeners = Listeners::bind(&config).await?;
+    let node = Node::new(config)?;
+    let namespace = node.namespace("/").context("the node has no namespace \"/\"")?;
+    let io = node.io().clone();
+    node.io().ns("/ask", async move |socket: SocketRef<Adapter>| {
+        socket.on(
+            "ask",
+            async move |Data((what, options)): Data<(String, Options)>, ack: AckSender<Adapter>| {
+                let answer = match answer(&io, &namespace, &what, options).await {
+                    Ok(value) => json!({ "ok": value }),
+                    Err(error) => json!({ "error": format!("{error:#}") }),
+                };
+                // Whoever asked may have left.
+                let _ = ack.send(&answer);
+            },
+        );
+    });
+    node.serve(listeners, Shutdown::on_signals()?).await?;
+    Ok(())
+}
+
+async fn answer(
+    io: &SocketIo<Adapter>,
+    namespace: &Namespace,
+    what: &str,
+    options: Options,
+) -> anyhow::Result<Value> {
+    let whom = whom(io, &options)?;
+    Ok(match what {
+        "rooms" => json!(whom.rooms().await?),
+        "sockets" => sockets(namespace, &options).await?,
+        "join" => done(whom.join(options.into).await?),
+        "leave" => done(whom.leave(options.into).await?),
+        "disconnect" => done(whom.disconnect().await.map_err(text)?),
+        "server_count" => json!(namespace.server_count().await?),
+        "emit_with_ack" => {
+            let whom = whom.timeout(Duration::from_millis(options.timeout_ms));
+            let arguments = Arguments(options.args);
+            let acks = whom.emit_with_ack::<_, Value>(options.event, &arguments).await;
+            let acks = acks.map_err(text)?;
+            let acks: Vec<_> = acks.filter_map(async |(_, ack)| ack.ok()).collect().await;
+            json!(acks)
+        }
+        _ => bail!("nobody knows {what:?}"),
+    })
+}
+
+/// socketioxide's errors are not `Sync`, as anyhow wants them.
+fn text(error: impl Display) -> anyhow::Error {
+    anyhow!("{error}")
+}
+
+fn done((): ()) -> Value {
+    Value::Bool(true)
+}
+
+/// With an empty list of rooms: everybody.
+fn whom(io: &SocketIo<Adapter>, options: &Options) -> anyhow::Result<BroadcastOperators<Adapter>> {
+    let all = io.of("/").context("there is no namespace \"/\"")?.broadcast();
+    Ok(all.to(options.rooms.clone()).except(options.except.clone()))
+}
+
+/// With those of Node.js servers, whose ids socketioxide's own call has no type for.
+async fn sockets(namespace: &Namespace, options: &Options) -> anyhow::Result<Value> {
+    let rooms = |names: &[String]| names.iter().cloned().map(Room::Owned).collect();
+    let mut whom = BroadcastOptions::default();
+    whom.add_flag(BroadcastFlags::Broadcast);
+    whom.rooms = rooms(&options.rooms);
+    whom.except = rooms(&options.except);
+    let sockets = namespace.sockets(whom).await?.into_iter();
+    Ok(sockets.map(|socket| json!({ "id": socket.id, "rooms": socket.rooms })).collect())
+}
+
+/// Arguments of an event, each by itself: socketioxide takes a `Vec` for one argument, and a tuple for many.
+struct Arguments(Vec<Value>);
+
+impl Serialize for Arguments {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut tuple = serializer.serialize_tuple(self.0.len())?;
+        self.0.iter().try_for_each(|argument| tuple.serialize_element(argument))?;
+        tuple.end()
+    }
+}
