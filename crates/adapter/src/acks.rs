@@ -12,6 +12,7 @@ use futures_util::{
     Stream, StreamExt,
     stream::{FusedStream, SelectAll},
 };
+use serde::de::{DeserializeOwned, IntoDeserializer, value::StrDeserializer};
 use socketioxide_core::{
     Sid, Value,
     adapter::{AckStreamItem, SocketEmitter, errors::SocketError},
@@ -56,53 +57,57 @@ impl<E: SocketEmitter> LocalAcks<E> {
     }
 }
 
-/// The acknowledgements of peers' clients, as they come.
+/// The acknowledgements of peers' clients, as they come; then, for each that did not come in time, nothing.
 pub(crate) struct PeersAcks {
-    question: Question,
+    question: Option<Question>,
     peers: Arc<Peers>,
-    // Peers that have not said yet how many clients they ask.
-    peers_left: usize,
+    // Peers that have not said yet how many clients they ask. Unknown, there may always be one more.
+    peers_left: Option<usize>,
     clients: usize,
     answered: usize,
     deadline: Pin<Box<Sleep>>,
 }
 
 impl PeersAcks {
+    /// Without a question, or without a number of peers, at least one answer will be missing.
     pub(crate) fn new(
-        question: Question,
+        question: Option<Question>,
         peers: Arc<Peers>,
-        number: usize,
+        number: Option<usize>,
         timeout: Duration,
     ) -> Self {
         let deadline = Box::pin(sleep(timeout));
         Self { question, peers, peers_left: number, clients: 0, answered: 0, deadline }
     }
 
-    fn complete(&self) -> bool {
+    fn missing(&self) -> usize {
         // An acknowledgement may arrive before another peer's count.
-        self.peers_left == 0 && self.answered >= self.clients
+        self.peers_left.unwrap_or(1) + self.clients.saturating_sub(self.answered)
     }
 
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Value>> {
-        while !self.complete() {
-            match self.question.poll_answer(context) {
-                Poll::Ready(Some(Answer::ClientCount(clients))) => {
-                    self.peers_left = self.peers_left.saturating_sub(1);
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Option<Value>>> {
+        while self.missing() > 0 {
+            match self.question.as_mut().map(|question| question.poll_answer(context)) {
+                Some(Poll::Ready(Some(Answer::ClientCount(clients)))) => {
+                    self.peers_left = self.peers_left.map(|left| left.saturating_sub(1));
                     self.clients = self.clients.saturating_add(clients as usize);
                 }
-                Poll::Ready(Some(Answer::Ack(value))) => {
+                Some(Poll::Ready(Some(Answer::Ack(value)))) => {
                     self.answered += 1;
-                    return Poll::Ready(Some(value));
+                    return Poll::Ready(Some(Some(value)));
                 }
-                Poll::Ready(Some(_)) => {}
-                Poll::Ready(None) => break,
-                Poll::Pending if self.deadline.as_mut().poll(context).is_pending() => {
+                Some(Poll::Ready(Some(_))) => {}
+                Some(Poll::Pending) if self.deadline.as_mut().poll(context).is_pending() => {
                     return Poll::Pending;
                 }
-                Poll::Pending => {
-                    let missing = self.clients.saturating_sub(self.answered);
-                    self.peers.metrics().acks_missing_total.inc_by(missing as u64);
-                    break;
+                Some(Poll::Pending | Poll::Ready(None)) => self.question = None,
+                None => {
+                    self.peers.metrics().acks_missing_total.inc();
+                    match self.peers_left.get_or_insert(1) {
+                        0 => self.answered += 1,
+                        left => *left -= 1,
+                    }
+                    return Poll::Ready(Some(None));
                 }
             }
         }
@@ -112,11 +117,18 @@ impl PeersAcks {
 
 /// Acknowledgements from the whole cluster.
 ///
-/// Those of peers' clients come without the clients' ids, which peers do not send: as [`Sid::ZERO`]. A client of
-/// this node that does not answer is an error among them; one of a peer is missing.
+/// Whoever did not answer in time is an error among them: a client of this node by its id, a client of a peer, or a
+/// peer that did not even say how many it asks, as [`Sid::ZERO`]. So are the answers of peers' clients, whose ids
+/// do not travel.
 pub struct AckStream<E: SocketEmitter> {
     here: LocalAcks<E>,
     elsewhere: Option<PeersAcks>,
+}
+
+/// socketioxide's `AckError::Timeout`, of which an adapter knows only how it is written.
+fn timed_out<E: DeserializeOwned>() -> Option<E> {
+    let name: StrDeserializer<'_, serde::de::value::Error> = "Timeout".into_deserializer();
+    E::deserialize(name).ok()
 }
 
 impl<E: SocketEmitter> AckStream<E> {
@@ -133,12 +145,18 @@ impl<E: SocketEmitter> Stream for AckStream<E> {
         if let Poll::Ready(Some(item)) = here {
             return Poll::Ready(Some(item));
         }
-        let elsewhere = self.elsewhere.as_mut().map(|acks| acks.poll(context));
-        match elsewhere {
-            Some(Poll::Ready(Some(value))) => return Poll::Ready(Some((Sid::ZERO, Ok(value)))),
-            Some(Poll::Ready(None)) => self.elsewhere = None,
-            Some(Poll::Pending) => return Poll::Pending,
-            None => {}
+        while let Some(acks) = &mut self.elsewhere {
+            let answer = match acks.poll(context) {
+                Poll::Ready(Some(answer)) => answer.map(Ok).or(timed_out().map(Err)),
+                Poll::Ready(None) => {
+                    self.elsewhere = None;
+                    break;
+                }
+                Poll::Pending => return Poll::Pending,
+            };
+            if let Some(answer) = answer {
+                return Poll::Ready(Some((Sid::ZERO, answer)));
+            }
         }
         here
     }

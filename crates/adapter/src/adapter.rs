@@ -484,14 +484,10 @@ impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
         });
         let (_, here) = self.ask_clients(packet, opts, Some(timeout)).await;
         let Some((peers, question)) = asked else { return Ok(AckStream::new(here, None)) };
-        // What keeps it from the peers has been counted, and keeps it from nobody here.
-        let elsewhere = match (question, peers.number(&self.channels).await) {
-            (Ok(question), Ok(number)) => {
-                Some(PeersAcks::new(question, Arc::clone(peers), number, timeout))
-            }
-            _ => None,
-        };
-        Ok(AckStream::new(here, elsewhere))
+        // What keeps it from the peers keeps it from nobody here, and shows among the answers.
+        let number = peers.number(&self.channels).await.ok();
+        let elsewhere = PeersAcks::new(question.ok(), Arc::clone(peers), number, timeout);
+        Ok(AckStream::new(here, Some(elsewhere)))
     }
 
     async fn add_sockets(

@@ -11,7 +11,7 @@
 
 use std::{fmt::Display, path::PathBuf, time::Duration};
 
-use antiphon_adapter::Namespace;
+use antiphon_adapter::{Member, Namespace};
 use antiphon_gateway::{
     Adapter, Listeners, Node, Shutdown,
     config::{Config, environment},
@@ -20,8 +20,8 @@ use antiphon_gateway::{
 use anyhow::{Context, anyhow, bail};
 use clap::Parser;
 use futures_util::StreamExt;
+use rmpv::{Value, ext::to_value};
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeTuple};
-use serde_json::{Value, json};
 use socketioxide::{
     SocketIo,
     extract::{AckSender, Data, SocketRef},
@@ -77,11 +77,11 @@ async fn main() -> anyhow::Result<()> {
             "ask",
             async move |Data((what, options)): Data<(String, Options)>, ack: AckSender<Adapter>| {
                 let answer = match answer(&io, &namespace, &what, options).await {
-                    Ok(value) => json!({ "ok": value }),
-                    Err(error) => json!({ "error": format!("{error:#}") }),
+                    Ok(value) => ("ok", value),
+                    Err(error) => ("error", format!("{error:#}").into()),
                 };
                 // Whoever asked may have left.
-                let _ = ack.send(&answer);
+                let _ = ack.send(&map([answer]));
             },
         );
     });
@@ -97,19 +97,20 @@ async fn answer(
 ) -> anyhow::Result<Value> {
     let whom = whom(io, &options)?;
     Ok(match what {
-        "rooms" => json!(whom.rooms().await?),
+        "rooms" => to_value(whom.rooms().await?)?,
         "sockets" => sockets(namespace, &options).await?,
         "join" => done(whom.join(options.into).await?),
         "leave" => done(whom.leave(options.into).await?),
         "disconnect" => done(whom.disconnect().await.map_err(text)?),
-        "server_count" => json!(namespace.server_count().await?),
+        "server_count" => to_value(namespace.server_count().await?)?,
         "emit_with_ack" => {
             let whom = whom.timeout(Duration::from_millis(options.timeout_ms));
             let arguments = Arguments(options.args);
             let acks = whom.emit_with_ack::<_, Value>(options.event, &arguments).await;
             let acks = acks.map_err(text)?;
-            let acks: Vec<_> = acks.filter_map(async |(_, ack)| ack.ok()).collect().await;
-            json!(acks)
+            let acks: Vec<_> = acks.map(|(_, ack)| ack).collect().await;
+            let acks = acks.into_iter().collect::<Result<_, _>>();
+            Value::Array(acks.context("not everybody answered")?)
         }
         _ => bail!("nobody knows {what:?}"),
     })
@@ -121,7 +122,7 @@ fn text(error: impl Display) -> anyhow::Error {
 }
 
 fn done((): ()) -> Value {
-    Value::Bool(true)
+    Value::Boolean(true)
 }
 
 /// With an empty list of rooms: everybody.
@@ -138,7 +139,16 @@ async fn sockets(namespace: &Namespace, options: &Options) -> anyhow::Result<Val
     whom.rooms = rooms(&options.rooms);
     whom.except = rooms(&options.except);
     let sockets = namespace.sockets(whom).await?.into_iter();
-    Ok(sockets.map(|socket| json!({ "id": socket.id, "rooms": socket.rooms })).collect())
+    let listed = sockets.map(|Member { id, rooms }| {
+        let rooms = rooms.iter().map(|room| Value::from(&**room)).collect();
+        map([("id", id.into()), ("rooms", Value::Array(rooms))])
+    });
+    Ok(Value::Array(listed.collect()))
+}
+
+/// A map in rmpv's own type: binary would become a list of numbers in the variant of an enum.
+fn map<const N: usize>(fields: [(&str, Value); N]) -> Value {
+    Value::Map(fields.map(|(name, value)| (name.into(), value)).into())
 }
 
 /// Arguments of an event, each by itself: socketioxide takes a `Vec` for one argument, and a tuple for many.
