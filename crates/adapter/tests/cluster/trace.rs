@@ -1,0 +1,50 @@
+//! A trace goes on at the peers.
+
+use antiphon_adapter::{
+    bus::memory::Hub,
+    wire::{Flags, Opts, decode_broadcast},
+};
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider};
+use tracing::Instrument;
+use tracing_subscriber::prelude::*;
+
+use crate::{
+    node::{LIMITS, Node, Stranger, channels, everyone},
+    sockets::settle,
+};
+
+#[tokio::test(start_paused = true)]
+async fn a_trace_crosses_nodes() {
+    let exporter = InMemorySpanExporter::default();
+    let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
+    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+    let hub = Hub::new();
+    let a = Node::join(&hub.link(), "node_a").await;
+    let b = Node::join(&hub.link(), "node_b").await;
+    b.socket(&[]);
+    a.emit(everyone(), "without a trace").await;
+    settle().await;
+    assert!(exporter.get_finished_spans().unwrap().is_empty(), "nobody asked for one");
+    a.emit(everyone(), "with one").instrument(tracing::info_span!("accepted")).await;
+    settle().await;
+    let spans = exporter.get_finished_spans().unwrap();
+    let [sent, received] = &spans[..] else { panic!("two spans: {spans:?}") };
+    assert_eq!((&*sent.name, &*received.name), ("accepted", "received from a peer"));
+    assert_eq!(received.parent_span_id, sent.span_context.span_id());
+    assert_eq!(received.span_context.trace_id(), sent.span_context.trace_id());
+    assert!(received.parent_span_is_remote);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_tracing_a_broadcast_has_no_flags() {
+    let hub = Hub::new();
+    let a = Node::join(&hub.link(), "node_a").await;
+    let mut stranger = Stranger::join(&hub.link(), &[channels("").broadcast()]).await;
+    a.emit(everyone(), "event").await;
+    let mut messages = Vec::new();
+    assert!(stranger.receiver.receive(&mut messages, 1).await);
+    let Opts { flags, .. } = decode_broadcast(&messages[0].payload, &LIMITS).unwrap().opts;
+    assert_eq!(flags, Flags::default());
+}
