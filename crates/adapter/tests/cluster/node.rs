@@ -17,6 +17,7 @@ use socketioxide_core::{
     },
     packet::Packet,
 };
+use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::sockets::Sockets;
@@ -172,7 +173,8 @@ impl Stranger {
     /// The next frame, if it is text.
     pub(crate) async fn next(&mut self) -> String {
         let mut messages = Vec::new();
-        assert!(self.receiver.receive(&mut messages, 1).await, "the bus has ended");
+        let received = timeout(REQUEST_TIMEOUT, self.receiver.receive(&mut messages, 1)).await;
+        assert!(received.expect("a frame arrives"), "the bus has ended");
         String::from_utf8_lossy(&messages[0].payload).into_owned()
     }
 }
