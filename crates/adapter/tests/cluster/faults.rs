@@ -91,6 +91,8 @@ async fn so_many_questions_wait_and_no_more() {
     assert_eq!(refused, 1);
     assert_eq!(a.metrics.requests_failed_total.of(RequestFailure::TooMany).get(), 1);
     assert_eq!(a.metrics.requests_pending.get(), 0);
+    let again = a.adapter.fetch_sockets(everyone()).await;
+    assert!(matches!(again, Err(RequestError::Timeout { .. })), "there is room again");
 }
 
 #[tokio::test(start_paused = true)]
