@@ -10,9 +10,10 @@ use antiphon_metrics::bus::{Connection, ReceiveDrop, Unpublished as Reason};
 use bytes::Bytes;
 
 use crate::{
-    node::{Node, SOON, eventually, number, redis, settings},
+    node::{Node, number, redis, settings},
     proxy::Proxy,
     server::Server,
+    wait::{SOON, eventually},
 };
 
 /// Where nodes meet. `node`'s link can fail, `peer`'s cannot.

@@ -14,8 +14,10 @@ use tempfile::TempDir;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::{
-    node::{Chatter, Collected, Node, SOON, channels, eventually, redis, settings},
+    node::{Chatter, Collected, Node, channels, redis, settings},
+    proxy::Proxy,
     server::{Server, free_port},
+    wait::{SOON, eventually},
 };
 
 /// A node that publishes to itself all through a fault.
@@ -103,6 +105,40 @@ async fn a_paused_server_is_noticed_and_outlived() {
     eventually("it is back", SOON + SOON, async || running.node.bus.ready()).await;
     let node = running.recovers().await;
     assert!(node.unpublished(Reason::LinkLost) > 0);
+}
+
+/// Every batch of bytes is late, by far less than what makes a node suspicious.
+#[tokio::test]
+async fn a_slow_server_is_waited_for() {
+    const DELAY: Duration = Duration::from_millis(300);
+    let server = Server::start(&[]).await;
+    let proxy = Proxy::start(server.port).await;
+    let running = Running::start(proxy.url()).await;
+    let mut status = running.node.bus.status();
+    let well = status.wait_for(|status| !status.ready());
+    let probes = || running.node.metrics.probe_seconds.count();
+    let slow = async {
+        let before = probes();
+        proxy.delay(DELAY);
+        // One may have been under way; each takes two delays and comes two seconds after the other.
+        eventually("probes come back", 2 * SOON, async || probes() >= before + 3).await;
+    };
+    tokio::select! {
+        biased;
+        _ = well => panic!("it is late, not lost: {:?}", *running.node.bus.status().borrow()),
+        () = slow => {}
+    }
+    let latest = running.heard.numbers().len() as u64;
+    let behind = running.chatter.next() - latest;
+    assert!(behind > 50, "{behind} are on their way, at one a millisecond");
+    let node = running.recovers().await;
+    assert_eq!(node.metrics.probes_lost_total.get(), 0);
+    for connection in [Connection::Publisher, Connection::Subscriber] {
+        assert_eq!(node.metrics.reconnects_total.of(connection).get(), 0, "{connection:?}");
+    }
+    for reason in [Reason::LinkLost, Reason::Down, Reason::QueueFull, Reason::Rejected] {
+        assert_eq!(node.unpublished(reason), 0, "{reason:?}");
+    }
 }
 
 #[tokio::test]

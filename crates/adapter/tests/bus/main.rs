@@ -8,3 +8,4 @@ mod memory;
 mod node;
 mod proxy;
 mod server;
+mod wait;

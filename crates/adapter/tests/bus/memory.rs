@@ -7,7 +7,10 @@ use antiphon_metrics::bus::{Connection, Unpublished as Reason};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::node::{Node, SOON, eventually, settings};
+use crate::{
+    node::{Node, settings},
+    wait::{SOON, eventually},
+};
 
 #[tokio::test(start_paused = true)]
 async fn a_deaf_node_knows_and_makes_its_subscriber_anew() {

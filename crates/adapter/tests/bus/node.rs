@@ -1,4 +1,4 @@
-//! A node's bus under test, and how to wait.
+//! A node's bus under test.
 
 use std::{
     sync::{Arc, Mutex},
@@ -12,20 +12,11 @@ use antiphon_metrics::{BusMetrics, Registry, bus::Unpublished as Reason};
 use bytes::Bytes;
 use tokio::{
     task::JoinHandle,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-/// Within which a node has to know, and to be back.
-pub(crate) const SOON: Duration = Duration::from_secs(5);
-
-pub(crate) async fn eventually(what: &str, within: Duration, condition: impl AsyncFn() -> bool) {
-    let deadline = Instant::now() + within;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
-        sleep(Duration::from_millis(2)).await;
-    }
-}
+use crate::wait::{SOON, eventually};
 
 pub(crate) fn channels(names: &[&str]) -> Vec<Subscription> {
     names.iter().map(|&name| Subscription::Channel(name.to_owned())).collect()

@@ -1,4 +1,6 @@
-//! A TCP proxy that can cut, stall, refuse and heal.
+//! A TCP proxy that can cut, stall, delay, refuse and heal.
+
+use std::time::Duration;
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -6,15 +8,20 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::watch,
+    sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
+    time::{Instant, sleep_until},
 };
+
+/// Batches of bytes that may be on their way in one direction; what does not fit waits with its sender.
+const BATCHES_MAX: usize = 1024;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Mode {
     generation: u64,
     stalled: bool,
     refusing: bool,
+    delay: Duration,
 }
 
 pub(crate) struct Proxy {
@@ -54,8 +61,16 @@ impl Proxy {
         self.mode.send_modify(|mode| mode.stalled = true);
     }
 
+    /// Passes on everything, but later: each batch by this much, in each direction.
+    pub(crate) fn delay(&self, delay: Duration) {
+        self.mode.send_modify(|mode| mode.delay = delay);
+    }
+
     pub(crate) fn heal(&self) {
-        self.mode.send_modify(|mode| (mode.stalled, mode.refusing) = (false, false));
+        self.mode.send_modify(|mode| {
+            let generation = mode.generation;
+            *mode = Mode { generation, ..Mode::default() };
+        });
     }
 }
 
@@ -88,18 +103,43 @@ async fn accept(listener: TcpListener, to: u16, mode: watch::Sender<Mode>) {
     }
 }
 
-async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::Receiver<Mode>) {
+/// Moves bytes one way. What is delayed waits in a queue, so that it is late and not slow: a sleep between
+/// reading and writing would let through one batch in each such time.
+async fn copy(from: OwnedReadHalf, to: OwnedWriteHalf, mode: watch::Receiver<Mode>) {
+    let (sender, receiver) = mpsc::channel(BATCHES_MAX);
+    let (reading, writing) = (read(from, sender, mode.clone()), write(receiver, to, mode));
+    tokio::join!(reading, writing);
+}
+
+async fn read(
+    mut from: OwnedReadHalf,
+    into: mpsc::Sender<(Instant, Vec<u8>)>,
+    mut mode: watch::Receiver<Mode>,
+) {
     let mut buffer = vec![0; 64 << 10];
-    loop {
-        if mode.wait_for(|mode| !mode.stalled).await.is_err() {
-            return;
-        }
+    while let Some(delay) = moving(&mut mode).await {
         let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
-        if mode.wait_for(|mode| !mode.stalled).await.is_err() {
-            return;
-        }
-        if to.write_all(&buffer[..count]).await.is_err() {
+        let batch = (Instant::now() + delay, buffer[..count].to_vec());
+        if into.send(batch).await.is_err() {
             return;
         }
     }
+}
+
+async fn write(
+    mut batches: mpsc::Receiver<(Instant, Vec<u8>)>,
+    mut to: OwnedWriteHalf,
+    mut mode: watch::Receiver<Mode>,
+) {
+    while let Some((due, bytes)) = batches.recv().await {
+        sleep_until(due).await;
+        if moving(&mut mode).await.is_none() || to.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Waits while the proxy is stalled: the delay of what is moved now. `None` once the proxy is gone.
+async fn moving(mode: &mut watch::Receiver<Mode>) -> Option<Duration> {
+    mode.wait_for(|mode| !mode.stalled).await.ok().map(|mode| mode.delay)
 }

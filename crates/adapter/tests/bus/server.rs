@@ -8,7 +8,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::node::eventually;
+use crate::wait::eventually;
 
 pub(crate) struct Server {
     dir: TempDir,
