@@ -117,8 +117,10 @@ async fn read(
     mut mode: watch::Receiver<Mode>,
 ) {
     let mut buffer = vec![0; 64 << 10];
-    while let Some(delay) = moving(&mut mode).await {
+    while moving(&mut mode).await.is_some() {
         let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
+        // Asked now: it may have changed while there was nothing to read.
+        let Some(delay) = moving(&mut mode).await else { return };
         let batch = (Instant::now() + delay, buffer[..count].to_vec());
         if into.send(batch).await.is_err() {
             return;
@@ -139,7 +141,7 @@ async fn write(
     }
 }
 
-/// Waits while the proxy is stalled: the delay of what is moved now. `None` once the proxy is gone.
+/// Waits while the proxy is stalled, and tells the delay of what is moved now. `None` once the proxy is gone.
 async fn moving(mode: &mut watch::Receiver<Mode>) -> Option<Duration> {
     mode.wait_for(|mode| !mode.stalled).await.ok().map(|mode| mode.delay)
 }

@@ -46,12 +46,14 @@ impl Server {
         self.child = Some(child.expect(
             "redis-server cannot be started: these tests need it (Debian: apt-get install redis-server)",
         ));
-        let url = self.url();
-        eventually("redis-server answers", Duration::from_secs(10), async || {
-            let client = redis::Client::open(url.as_str()).expect("a valid url");
-            client.get_multiplexed_async_connection().await.is_ok()
-        })
-        .await;
+        let answers = async || self.answers().await;
+        eventually("redis-server answers", Duration::from_secs(10), answers).await;
+    }
+
+    /// Whether it answers, and soon.
+    pub(crate) async fn answers(&self) -> bool {
+        let client = redis::Client::open(self.url()).expect("a valid url");
+        client.get_multiplexed_async_connection().await.is_ok()
     }
 
     /// Kills it.
