@@ -166,6 +166,8 @@ pub struct Status {
     pub deaf_since: Option<Instant>,
     /// The publisher is connected.
     pub publisher_up: bool,
+    /// A probe has come back through both of the present connections.
+    pub probed: bool,
     /// Something that arrived was dropped because too much was waiting, and not all of that has
     /// been taken since.
     pub receive_overflow: bool,
@@ -174,7 +176,8 @@ pub struct Status {
 impl Status {
     /// Whether all is well: what is published reaches the peers, and what they publish arrives.
     pub fn ready(&self) -> bool {
-        self.subscribed && self.publisher_up && self.deaf_since.is_none() && !self.receive_overflow
+        let connected = self.subscribed && self.publisher_up && self.probed;
+        connected && self.deaf_since.is_none() && !self.receive_overflow
     }
 }
 

@@ -173,7 +173,11 @@ impl Prober {
         self.heard = Instant::now();
         self.shared.metrics.probe_seconds.observe(self.heard - sent);
         let was_deaf = self.shared.status.borrow().deaf_since;
-        self.shared.update(|status| status.deaf_since = None);
+        self.shared.update(|status| {
+            status.deaf_since = None;
+            // One that was lost meanwhile is followed by another, about which this probe says nothing.
+            status.probed = status.subscribed && status.publisher_up;
+        });
         if let Some(since) = was_deaf {
             let duration_ms = since.elapsed().as_millis();
             tracing::info!(duration_ms, "the bus hears what is published again");

@@ -41,7 +41,7 @@ pub(super) async fn run<T: Transport>(shared: Arc<Shared>, transport: Arc<T>) {
         let mut session = Session::new(&shared, link);
         let end = session.run().await;
         let lost = session.lost();
-        shared.update(|status| status.publisher_up = false);
+        shared.update(|status| (status.publisher_up, status.probed) = (false, false));
         shared.metrics.unpublished_total.of(Reason::LinkLost).inc_by(lost);
         let Err(error) = end else { break };
         keeper.lost(&error, lost);

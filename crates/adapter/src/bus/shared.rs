@@ -85,6 +85,7 @@ impl Shared {
                 subscribed: false,
                 deaf_since: Some(now),
                 publisher_up: false,
+                probed: false,
                 receive_overflow: false,
             }),
             echo,

@@ -26,7 +26,7 @@ pub(super) async fn run<T: Transport>(shared: Arc<Shared>, transport: Arc<T>) {
     while let Some((commands, messages)) = keeper.connect(|| transport.receiving()).await {
         let end = session(&shared, &mut keeper, commands, messages).await;
         shared.update(|status| {
-            status.subscribed = false;
+            (status.subscribed, status.probed) = (false, false);
             status.deaf_since.get_or_insert_with(Instant::now);
         });
         let Err(error) = end else { break };

@@ -107,6 +107,23 @@ async fn a_paused_server_is_noticed_and_outlived() {
     assert!(node.unpublished(Reason::LinkLost) > 0);
 }
 
+/// The other side is gone without a word. New connections work; each of the old ones has to be given up by
+/// itself, and the first to be replaced says nothing about the other.
+#[tokio::test]
+async fn half_open_connections_are_both_replaced_before_all_is_well() {
+    let server = Server::start(&[]).await;
+    let proxy = Proxy::start(server.port).await;
+    let running = Running::start(proxy.url()).await;
+    proxy.strand();
+    running.node.not_ready().await;
+    running.node.ready().await;
+    for connection in [Connection::Publisher, Connection::Subscriber] {
+        let reconnects = running.node.metrics.reconnects_total.of(connection).get();
+        assert_eq!(reconnects, 1, "{connection:?}");
+    }
+    running.recovers().await;
+}
+
 /// Every batch of bytes is late, by far less than what makes a node suspicious.
 #[tokio::test]
 async fn a_slow_server_is_waited_for() {

@@ -1,4 +1,4 @@
-//! A TCP proxy that can cut, stall, delay, refuse and heal.
+//! A TCP proxy that can cut, stall, strand, delay, refuse and heal.
 
 use std::time::Duration;
 
@@ -22,6 +22,10 @@ struct Mode {
     stalled: bool,
     refusing: bool,
     delay: Duration,
+    /// Connections made so far, which is the next one's number.
+    made: u64,
+    /// Those with lower numbers are stalled for ever.
+    stranded: u64,
 }
 
 pub(crate) struct Proxy {
@@ -61,6 +65,11 @@ impl Proxy {
         self.mode.send_modify(|mode| mode.stalled = true);
     }
 
+    /// Moves nothing on the present connections, ever again; new ones work.
+    pub(crate) fn strand(&self) {
+        self.mode.send_modify(|mode| mode.stranded = mode.made);
+    }
+
     /// Passes on everything, but later: each batch by this much, in each direction.
     pub(crate) fn delay(&self, delay: Duration) {
         self.mode.send_modify(|mode| mode.delay = delay);
@@ -68,8 +77,7 @@ impl Proxy {
 
     pub(crate) fn heal(&self) {
         self.mode.send_modify(|mode| {
-            let generation = mode.generation;
-            *mode = Mode { generation, ..Mode::default() };
+            (mode.stalled, mode.refusing, mode.delay) = (false, false, Duration::ZERO);
         });
     }
 }
@@ -89,9 +97,11 @@ async fn accept(listener: TcpListener, to: u16, mode: watch::Sender<Mode>) {
         let Ok(server) = TcpStream::connect(("127.0.0.1", to)).await else { continue };
         let (client_read, client_write) = client.into_split();
         let (server_read, server_write) = server.into_split();
-        let generation = mode.borrow().generation;
-        let up = copy(client_read, server_write, mode.subscribe());
-        let down = copy(server_read, client_write, mode.subscribe());
+        let Mode { generation, made: number, .. } = *mode.borrow();
+        mode.send_modify(|mode| mode.made += 1);
+        let traffic = || Traffic { mode: mode.subscribe(), number };
+        let up = copy(client_read, server_write, traffic());
+        let down = copy(server_read, client_write, traffic());
         let mut cut = mode.subscribe();
         connections.spawn(async move {
             tokio::select! {
@@ -105,22 +115,21 @@ async fn accept(listener: TcpListener, to: u16, mode: watch::Sender<Mode>) {
 
 /// Moves bytes one way. What is delayed waits in a queue, so that it is late and not slow: a sleep between
 /// reading and writing would let through one batch in each such time.
-async fn copy(from: OwnedReadHalf, to: OwnedWriteHalf, mode: watch::Receiver<Mode>) {
+async fn copy(from: OwnedReadHalf, to: OwnedWriteHalf, traffic: Traffic) {
     let (sender, receiver) = mpsc::channel(BATCHES_MAX);
-    let (reading, writing) = (read(from, sender, mode.clone()), write(receiver, to, mode));
-    tokio::join!(reading, writing);
+    tokio::join!(read(from, sender, traffic.clone()), write(receiver, to, traffic));
 }
 
 async fn read(
     mut from: OwnedReadHalf,
     into: mpsc::Sender<(Instant, Vec<u8>)>,
-    mut mode: watch::Receiver<Mode>,
+    mut traffic: Traffic,
 ) {
     let mut buffer = vec![0; 64 << 10];
-    while moving(&mut mode).await.is_some() {
+    while traffic.moves().await.is_some() {
         let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
         // Asked now: it may have changed while there was nothing to read.
-        let Some(delay) = moving(&mut mode).await else { return };
+        let Some(delay) = traffic.moves().await else { return };
         let batch = (Instant::now() + delay, buffer[..count].to_vec());
         if into.send(batch).await.is_err() {
             return;
@@ -131,17 +140,29 @@ async fn read(
 async fn write(
     mut batches: mpsc::Receiver<(Instant, Vec<u8>)>,
     mut to: OwnedWriteHalf,
-    mut mode: watch::Receiver<Mode>,
+    mut traffic: Traffic,
 ) {
     while let Some((due, bytes)) = batches.recv().await {
         sleep_until(due).await;
-        if moving(&mut mode).await.is_none() || to.write_all(&bytes).await.is_err() {
+        if traffic.moves().await.is_none() || to.write_all(&bytes).await.is_err() {
             return;
         }
     }
 }
 
-/// Waits while the proxy is stalled, and tells the delay of what is moved now. `None` once the proxy is gone.
-async fn moving(mode: &mut watch::Receiver<Mode>) -> Option<Duration> {
-    mode.wait_for(|mode| !mode.stalled).await.ok().map(|mode| mode.delay)
+/// What is to happen to one connection's bytes.
+#[derive(Clone)]
+struct Traffic {
+    mode: watch::Receiver<Mode>,
+    number: u64,
+}
+
+impl Traffic {
+    /// Waits while the connection is stalled, and tells the delay of what is moved now. `None` once the
+    /// proxy is gone.
+    async fn moves(&mut self) -> Option<Duration> {
+        let number = self.number;
+        let mode = self.mode.wait_for(|mode| !mode.stalled && number >= mode.stranded).await;
+        mode.ok().map(|mode| mode.delay)
+    }
 }
