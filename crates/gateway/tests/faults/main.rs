@@ -29,7 +29,7 @@ mod server;
 #[path = "../../../adapter/tests/bus/wait.rs"]
 mod wait;
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
@@ -44,7 +44,9 @@ use crate::{
 enum Fault {
     /// The connections end.
     Cut,
-    /// They stay, and nothing moves on them.
+    /// Nothing moves, for a time.
+    Stalled,
+    /// Nothing moves on the present ones any more; new ones would serve.
     HalfOpen,
     /// Redis closes those that subscribe.
     SubscribersKilled,
@@ -93,6 +95,7 @@ macro_rules! rows {
 
 rows! {
     a_cut_connection: Cut, hits A, acks Local;
+    a_stalled_connection: Stalled, hits A, acks Local;
     a_half_open_connection: HalfOpen, hits A, acks Local;
     killed_subscribers: SubscribersKilled, hits Both, acks AsEver;
     killed_publishers: PublishersKilled, hits Both, acks Local;
@@ -109,7 +112,8 @@ impl Fault {
         let redis = &scene.server;
         match self {
             Self::Cut => scene.proxy.cut(),
-            Self::HalfOpen => scene.proxy.stall(),
+            Self::Stalled => scene.proxy.stall(),
+            Self::HalfOpen => scene.proxy.strand(),
             Self::SubscribersKilled => redis.admin(&["CLIENT", "KILL", "TYPE", "pubsub"]).await,
             Self::PublishersKilled => redis.admin(&["CLIENT", "KILL", "TYPE", "normal"]).await,
             Self::Restarted => scene.server.kill(),
@@ -132,12 +136,23 @@ impl Fault {
         matches!(self, Cut | SubscribersKilled | PublishersKilled | OutputBuffer)
     }
 
+    /// Whether the nodes cannot be well before its end.
+    fn lasts(self) -> bool {
+        !self.is_a_moment() && self != Self::HalfOpen
+    }
+
     async fn cure(self, scene: &mut Scene) {
         let redis = &scene.server;
         match self {
             Self::Cut | Self::SubscribersKilled | Self::PublishersKilled | Self::OutputBuffer => {}
-            Self::HalfOpen => scene.proxy.heal(),
-            Self::Restarted | Self::DownAtStart => scene.server.run().await,
+            // The old connections stay as they are.
+            Self::HalfOpen => {}
+            Self::Stalled => scene.proxy.heal(),
+            Self::Restarted => {
+                scene.tries_for_long().await;
+                scene.server.run().await;
+            }
+            Self::DownAtStart => scene.server.run().await,
             // It ends by itself.
             Self::Paused => {
                 eventually("the end of the pause", SOON, async || redis.answers().await).await
@@ -165,7 +180,7 @@ async fn outlives(fault: Fault, hits: Hits, acks: Acks) {
     reports(&mut scene, fault, hit.clone(), acks).await;
     let told_before = scene.sides.each_ref().map(|side| side.told(Told::Everyone));
     scene.goes_on_locally().await;
-    if !fault.is_a_moment() {
+    if fault.lasts() {
         for (side, told_before) in scene.sides[hit.clone()].iter().zip(told_before) {
             assert!(!side.readiness().await.bus, "not well before the end of {fault:?}");
             let told = side.told(Told::Everyone);
@@ -189,7 +204,7 @@ async fn outlives(fault: Fault, hits: Hits, acks: Acks) {
 
 /// Strikes. Within five seconds those hit say that they are not well, and A is not ready; and their senders are
 /// told.
-async fn reports(scene: &mut Scene, fault: Fault, hit: std::ops::Range<usize>, acks: Acks) {
+async fn reports(scene: &mut Scene, fault: Fault, hit: Range<usize>, acks: Acks) {
     let told_before = scene.sides.each_ref().map(|side| side.told(Told::Local));
     let (mut reported, mut told) = ([false; 2], [false; 2]);
     let deadline = Instant::now() + SOON;

@@ -117,6 +117,15 @@ impl Scene {
         }
     }
 
+    /// Waits until the nodes have tried to connect so often that they wait for longest between two attempts.
+    pub(crate) async fn tries_for_long(&self) {
+        for side in &self.sides {
+            let failures = "antiphon_bus_connect_failures_total{connection=\"publisher\"}";
+            let often = async || side.counted(&[failures]).await >= 8;
+            eventually("attempts to connect", 3 * SOON, often).await;
+        }
+    }
+
     /// Within five seconds both nodes are well, and from then on everybody hears everybody. Returns the numbers
     /// of the messages that were said, at the earliest, when both were well.
     pub(crate) async fn recovers(&self) -> [usize; 2] {
