@@ -1,4 +1,4 @@
-//! Any bytes from Redis: `cargo +nightly fuzz run frames -- -max_total_time=60`.
+//! Any bytes from Redis: `crates/adapter/fuzz/run`.
 //!
 //! Nothing panics; what can be read can be written, and then stays the same.
 
