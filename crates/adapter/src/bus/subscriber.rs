@@ -160,6 +160,10 @@ async fn answer<A>(
             biased;
             answer = &mut asked => return answer,
             () = sleep_until(until) => if Instant::now() >= deadline() {
+                // Nobody knows when the connection died; nothing that came after this was heard.
+                shared.update(|status| {
+                    status.deaf_since.get_or_insert(shared.last_arrival());
+                });
                 return Err(LinkError::Broken("no answer to a subscriber's command in time".to_owned()));
             },
         }

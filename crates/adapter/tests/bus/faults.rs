@@ -11,6 +11,7 @@ use antiphon_metrics::bus::{Connection, Unpublished as Reason};
 use bytes::Bytes;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
+use tokio::time::Instant;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::{
@@ -114,9 +115,12 @@ async fn half_open_connections_are_both_replaced_before_all_is_well() {
     let server = Server::start(&[]).await;
     let proxy = Proxy::start(server.port).await;
     let running = Running::start(proxy.url()).await;
+    let heard = Instant::now();
     proxy.strand();
     running.node.not_ready().await;
     running.node.ready().await;
+    let (passed, deaf) = (heard.elapsed(), running.node.metrics.deaf_seconds_total.get());
+    assert!(deaf > passed.as_secs_f64() - 0.5, "deaf for {deaf} s of {passed:?}");
     for connection in [Connection::Publisher, Connection::Subscriber] {
         let reconnects = running.node.metrics.reconnects_total.of(connection).get();
         assert_eq!(reconnects, 1, "{connection:?}");
