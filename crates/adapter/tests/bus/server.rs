@@ -2,7 +2,9 @@
 
 use std::{
     net::TcpListener,
+    ops::Range,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -85,10 +87,20 @@ impl Server {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago. Not one of those that the system gives to outgoing connections: it
+/// may give it away while the server is down, even to who is looking for the server, and finds itself.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("it is bound").port()
+    const RANGE: Range<u32> = 10_000..32_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Tests in other processes look elsewhere.
+        let number = std::process::id() * 64 + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = RANGE.start + number % (RANGE.end - RANGE.start);
+        let port = u16::try_from(port).expect("within the range");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 impl Drop for Server {
