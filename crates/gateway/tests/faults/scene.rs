@@ -46,8 +46,7 @@ pub(crate) struct Side {
 }
 
 impl Side {
-    async fn start(number: usize, node: TestNode) -> Self {
-        let listener = Listener::start(node.address).await;
+    async fn start(number: usize, node: TestNode, listener: Listener) -> Self {
         let sender = Sender::start(node.address, number).await;
         Self { node, sender, listener }
     }
@@ -101,7 +100,10 @@ impl Scene {
     }
 
     async fn with_clients(server: Server, proxy: Proxy, [a, b]: [TestNode; 2]) -> Self {
-        let sides = [Side::start(0, a).await, Side::start(1, b).await];
+        // Nobody talks before both listen.
+        let at_a = Listener::start(a.address).await;
+        let at_b = Listener::start(b.address).await;
+        let sides = [Side::start(0, a, at_a).await, Side::start(1, b, at_b).await];
         Self { server, proxy, sides }
     }
 
