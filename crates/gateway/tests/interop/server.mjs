@@ -15,8 +15,9 @@ const START_DEADLINE_MS = 15_000;
 const STOP_DEADLINE_MS = 20_000;
 const OUTPUT_KEPT_CHARS = 16_000;
 
-function commandLine(port, settings) {
+function commandLine(port, settings, program) {
   const args = ["--listen", `127.0.0.1:${port}`, ...settings];
+  if (program) return [program, args];
   if (REFERENCE) {
     return [process.execPath, [fileURLToPath(new URL("reference.mjs", import.meta.url)), ...args]];
   }
@@ -59,15 +60,16 @@ export class Server {
   #child = null;
   #output = "";
 
-  /** `settings`: more arguments for its command line. */
-  constructor(port, settings = ["--set", "admin.listen="]) {
+  /** `settings`: more arguments for its command line; `program`: another one than the server under test. */
+  constructor(port, settings = ["--set", "admin.listen="], program = null) {
     this.port = port;
     this.settings = settings;
+    this.program = program;
     this.url = `http://127.0.0.1:${port}`;
   }
 
   async start() {
-    const [program, args] = commandLine(this.port, this.settings);
+    const [program, args] = commandLine(this.port, this.settings, this.program);
     const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
     this.#child = child;
     let failed = null;
@@ -110,6 +112,15 @@ export class Server {
 
   kill() {
     this.#child?.kill("SIGKILL");
+  }
+
+  /** As when the machine loses power; nothing is left to be stopped. */
+  async crash() {
+    const child = this.#child;
+    this.#child = null;
+    const ended = once(child, "exit");
+    child.kill("SIGKILL");
+    await ended;
   }
 
   #error(message) {
