@@ -20,6 +20,8 @@ export const STAND_INS = Boolean(process.env.CLUSTER_REFERENCE);
 export const noCluster = REFERENCE && !STAND_INS ? "about Antiphon nodes" : false;
 
 const UNTIL_MS = 15_000;
+// Longer than the 5 s after which Node gives up on a server that does not answer, and says so.
+const CALL_MS = 8_000;
 
 /** Waits for a condition; asking it again and again is the only way to know. */
 export async function until(condition, what) {
@@ -95,7 +97,7 @@ export class Peer {
     const number = this.#number++;
     const outcomes = new Promise((resolve) => this.#waiting.set(number, resolve));
     this.child.send({ number, calls });
-    return within(outcomes, `the Node.js server runs ${JSON.stringify(calls)}`);
+    return within(outcomes, `the Node.js server runs ${JSON.stringify(calls)}`, CALL_MS);
   }
 
   /** Runs one call, and gives its value. */
@@ -114,8 +116,10 @@ export class Peer {
   }
 
   async stop() {
+    if (this.child.exitCode !== null || this.child.signalCode !== null) return;
     const ended = once(this.child, "exit");
-    if (this.child.kill("SIGKILL")) await ended;
+    this.child.kill("SIGKILL");
+    await ended;
   }
 
   crash() {
@@ -149,12 +153,13 @@ class AntiphonNode {
     this.server?.kill();
   }
 
-  stop() {
-    return this.server.stop();
+  async stop() {
+    if (!this.crashed) await this.server.stop();
   }
 
-  crash() {
-    return this.server.crash();
+  async crash() {
+    this.crashed = true;
+    await this.server.crash();
   }
 }
 
@@ -237,7 +242,8 @@ export class Listener {
 
   async next(what) {
     if (this.#queue.length) return this.#queue.shift();
-    return within(new Promise((done) => (this.#waiting = done)), `${this.name} waits for ${what}`);
+    const arrival = new Promise((done) => (this.#waiting = done));
+    return within(arrival, `${this.name} waits for ${what}`).finally(() => (this.#waiting = null));
   }
 
   async expect(...event) {
@@ -252,6 +258,11 @@ export class Listener {
 
   ask(...event) {
     return within(new Promise((done) => this.socket.emit(...event, done)), `${this.name} waits for an ack`);
+  }
+
+  /** Closes the connection, and keeps it closed. */
+  close() {
+    this.socket.io._close();
   }
 
   /** A server has disconnected it, for this reason and no other. */
