@@ -22,7 +22,7 @@ let asker;
 /** Runs io.<steps> on the Node.js server. */
 const node = (...steps) => cluster.node.call(...steps);
 
-/** The answer of the Antiphon node, whatever it is. */
+/** The answer of the Antiphon node, whatever it is and whenever it comes. */
 const answer = async (what, options = {}) => normalise(await asker.ask("ask", what, { timeout_ms: 5_000, ...options }));
 
 /** What the Antiphon node answers, and at once. */
@@ -136,16 +136,15 @@ describe("an Antiphon node asks its cluster", { timeout: 5 * timeout, skip: noCl
   }
 
   for (const silent of ["a2", "b1", "n1"]) {
-    check(`for acknowledgements, and is not answered by ${silent}`, async () => {
+    check(`for acknowledgements, and hears in time those of all but ${silent}`, async () => {
       const [one] = cast.these(silent);
       one.acknowledges = null;
       const started = Date.now();
-      const { ok, error } = await answer("emit_with_ack", { event: "question", args: [], timeout_ms: 500 });
+      const names = await ask("emit_with_ack", { event: "question", args: [], timeout_ms: 500 });
       const took = Date.now() - started;
       one.acknowledges = () => [one.name];
-      assert.equal(ok, undefined);
-      assert.equal(typeof error, "string");
-      assert.ok(took >= 450 && took < AT_ONCE_MS, `after ${took} ms`);
+      assertSame(names, cast.people.filter((other) => other !== one).map(({ name }) => name));
+      assert.ok(took >= 450, `it gave up after ${took} ms`);
       await cast.expect(cast.people, "question");
     });
   }
