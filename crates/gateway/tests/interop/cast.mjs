@@ -1,7 +1,11 @@
 // Who is there when requests are tested: two clients of each server of a cluster, in rooms, with every one of
 // them also in the namespace /second.
 import assert from "node:assert/strict";
+import { DEADLINE_MS } from "./clients.mjs";
 import { Listener, until } from "./cluster.mjs";
+
+// A server that answers nothing would cost a deadline in each of many tests.
+const PATIENCE_MS = 6 * DEADLINE_MS;
 
 /** The configuration of the Antiphon nodes. */
 export const RULES = `
@@ -43,8 +47,10 @@ export const assertSame = (got, want, what) => assert.deepEqual([...got].sort(),
 export class Cast {
   /** Clients of one test: whatever can be closed. */
   guests = [];
+  #spentOnFailuresMs = 0;
   #fences = 0;
   #rooms = 0;
+  #requests = 0;
 
   async enter(cluster) {
     this.cluster = cluster;
@@ -75,7 +81,7 @@ export class Cast {
   }
 
   /** And waits until nobody sees them any more. */
-  async dismissGuests() {
+  async #dismissGuests() {
     if (!this.guests.length) return;
     for (const guest of this.guests.splice(0)) guest.close();
     for (const [namespace, people] of [["/", this.people], ["/second", this.second]]) {
@@ -129,8 +135,40 @@ export class Cast {
     await until(async () => (await got()) === wanted, `the members of ${room} are ${people.map((one) => one.name)}`);
   }
 
+  /** Publishes a request about / as a server called `raw`, and waits for as many answers, which are `{ channel, answer }`. */
+  async request(request, count) {
+    const requestId = `raw ${++this.#requests}`;
+    const answers = [];
+    const subscriber = await this.cluster.redis.client();
+    await subscriber.pSubscribe("socket.io-response#/#*", (text, channel) => {
+      const answer = text.startsWith("{") ? JSON.parse(text) : {};
+      if (answer.requestId === requestId) answers.push({ channel, answer });
+    });
+    await this.cluster.client.publish("socket.io-request#/#", JSON.stringify({ uid: "raw", requestId, ...request }));
+    await until(() => answers.length >= count, `${count} answers to ${JSON.stringify(request)}`);
+    await subscriber.disconnect();
+    return answers;
+  }
+
+  /** A test that ends with everybody having got what it says, and nothing else. `say` is who spoke last in it. */
+  async play(body, say) {
+    const spent = this.#spentOnFailuresMs;
+    assert.ok(spent < PATIENCE_MS, `given up: the tests that failed before this one took ${spent} ms`);
+    const started = Date.now();
+    try {
+      await this.#settle();
+      await body();
+      await this.#quiet(say);
+      await this.#dismissGuests();
+    } catch (error) {
+      await this.#dismissGuests().catch(() => {}); // the first error is the one to report
+      this.#spentOnFailuresMs += Date.now() - started;
+      throw error;
+    }
+  }
+
   /** Undoes what a test that failed has left: strays, and clients that had to go. */
-  async settle() {
+  async #settle() {
     const gone = [...this.people, ...this.second].filter((one) => !one.socket.connected);
     for (const one of gone) one.socket.connect();
     await Promise.all(gone.map((one) => this.#settleIn(one)));
@@ -139,8 +177,8 @@ export class Cast {
     await Promise.all([...this.people, ...this.second].map((one) => one.skipTo("fence", fence)));
   }
 
-  /** Nobody has got anything that no test expected, and nobody was disconnected. `say` is who spoke last. */
-  async quiet(say) {
+  /** Nobody has got anything that no test expected, and nobody was disconnected. */
+  async #quiet(say) {
     const fence = this.#fence(say);
     await this.expect([...this.people, ...this.second], "fence", fence);
     for (const one of [...this.people, ...this.second]) assert.deepEqual(one.disconnects, [], `${one.name} stayed`);

@@ -13,7 +13,15 @@ import { normalise } from "./clients.mjs";
 import { Cluster, Peer, example, noCluster, until } from "./cluster.mjs";
 
 const timeout = 60_000;
-const AT_ONCE_MS = 2_000;
+/** How long the nodes wait for answers: here the tests have to wait, too, once. */
+const REQUEST_TIMEOUT_MS = 2_000;
+const AT_ONCE_MS = 1_500;
+const SETTINGS = `
+[redis]
+request_timeout = "${REQUEST_TIMEOUT_MS}ms"
+answer_on_own_channel = true
+`;
+const ADAPTER = { requestsTimeout: REQUEST_TIMEOUT_MS, publishOnSpecificResponseChannel: true };
 
 const cluster = new Cluster();
 const cast = new Cast();
@@ -35,21 +43,11 @@ async function ask(what, options) {
   return got.ok;
 }
 
-function check(name, body) {
-  it(name, { timeout }, async () => {
-    await cast.settle();
-    try {
-      await body();
-      await cast.quiet(node);
-    } finally {
-      await cast.dismissGuests();
-    }
-  });
-}
+const check = (name, body) => it(name, { timeout }, () => cast.play(body, node));
 
 describe("an Antiphon node asks its cluster", { timeout: 5 * timeout, skip: noCluster }, () => {
   before(async () => {
-    await cluster.start({ rules: RULES, program: example("asks") });
+    await cluster.start({ rules: RULES + SETTINGS, adapter: ADAPTER, program: example("asks") });
     await cast.enter(cluster);
     asker = cast.people[0].also("/ask");
     await asker.connected();
@@ -62,6 +60,17 @@ describe("an Antiphon node asks its cluster", { timeout: 5 * timeout, skip: noCl
 
   check("how many servers there are", async () => {
     assert.equal(await ask("server_count"), 3);
+  });
+
+  check("and answers on the channel of who asks, if told to", async () => {
+    const answers = await cast.request({ type: 1 }, 3);
+    const own = answers.filter(({ channel }) => channel === "socket.io-response#/#raw#");
+    assert.equal(own.length, 2, "the two Antiphon nodes answered there");
+  });
+
+  // Node hears these on the channel of all alone.
+  check("and answers serverSideEmit on the channel of all nevertheless", async () => {
+    assert.equal((await node(["serverSideEmitWithAck", "probe", 1])).length, 2);
   });
 
   check("which rooms there are", async () => {
@@ -108,7 +117,7 @@ describe("an Antiphon node asks its cluster", { timeout: 5 * timeout, skip: noCl
 
     check(`for acknowledgements: ${what}`, async () => {
       const { rooms, except, chosen } = cast.select(selection);
-      const args = ["well?", { list: [1, null] }, Buffer.from([0, 255])];
+      const args = ["well?", { list: [1, null] }];
       const names = await ask("emit_with_ack", { rooms, except, event: "question", args });
       assertSame(names, chosen.map(({ name }) => name));
       await cast.expect(chosen, "question", ...args);
@@ -134,6 +143,12 @@ describe("an Antiphon node asks its cluster", { timeout: 5 * timeout, skip: noCl
       await cast.expect(people, "question");
     });
   }
+
+  check("for acknowledgements, with bytes in the event", async () => {
+    const args = [Buffer.from([0, 255]), { bytes: Buffer.from("more") }];
+    assertSame(await ask("emit_with_ack", { event: "question", args }), cast.people.map(({ name }) => name));
+    await cast.expect(cast.people, "question", ...args);
+  });
 
   for (const silent of ["a2", "b1", "n1"]) {
     check(`for acknowledgements, and hears in time those of all but ${silent}`, async () => {
@@ -195,8 +210,10 @@ describe("an Antiphon node asks its cluster", { timeout: 5 * timeout, skip: noCl
 
   // Last, because it does not come back.
   check("a node that is killed is waited for no longer than any, and no more afterwards", async () => {
+    const started = Date.now();
     const [{ ok, error }] = await Promise.all([answer("sockets"), cluster.b.crash()]);
     assert.ok(typeof error === "string" || ok.length >= 4, "it answers or fails");
+    assert.ok(Date.now() - started < REQUEST_TIMEOUT_MS + 1_000, "it waited longer than the setting says");
     cast.without("b");
     await until(async () => (await ask("server_count")) === 2, "2 servers");
     assert.deepEqual(ids(await ask("sockets")), ids(cast.people));

@@ -11,8 +11,6 @@ import { VOICES, connectAll, normalise } from "./clients.mjs";
 import { Cluster, Peer, noCluster, until } from "./cluster.mjs";
 
 const timeout = 60_000;
-const REQUESTS = "socket.io-request#/#";
-const RESPONSES = "socket.io-response#/#";
 /** Far below the 5 s after which Node gives up on a server that does not answer; far above what it takes. */
 const AT_ONCE_MS = 2_000;
 
@@ -33,18 +31,7 @@ const emits = (...steps) =>
 const onAntiphon = (people) => people.filter(({ name }) => !name.startsWith("n"));
 const onNode = (people) => people.filter(({ name }) => name.startsWith("n"));
 
-/** A test that ends with everybody having got what it says, and nothing else. */
-function check(name, body, say = node) {
-  it(name, { timeout }, async () => {
-    await cast.settle();
-    try {
-      await body();
-      await cast.quiet(say);
-    } finally {
-      await cast.dismissGuests();
-    }
-  });
-}
+const check = (name, body, say = node) => it(name, { timeout }, () => cast.play(body, say));
 
 async function atOnce(promise, what) {
   const started = Date.now();
@@ -217,7 +204,7 @@ describe("requests in a mixed cluster", { timeout: 5 * timeout, skip: noCluster 
     ],
     "a request of the old form": [
       emits,
-      ({ mains }, close) => Promise.all(mains.map(({ id: sid }) => raw({ type: 4, sid, ...(close && { close }) }, 1))),
+      ({ mains }, close) => Promise.all(mains.map(({ id: sid }) => cast.request({ type: 4, sid, ...(close && { close }) }, 1))),
     ],
   };
   for (const [what, [say, disconnect]] of Object.entries(disconnects)) {
@@ -226,6 +213,7 @@ describe("requests in a mixed cluster", { timeout: 5 * timeout, skip: noCluster 
         const room = cast.room();
         const mains = ["a", "b", "node"].map((server) => cast.invite(cluster[server].url, `${server} leaving`));
         const seconds = mains.map((main) => main.also("/second"));
+        for (const main of mains) main.leaveClosingToTheServer();
         await Promise.all([...mains, ...seconds].map((one) => one.connected()));
         for (const main of mains) await main.ask("join", room);
         await say(["to", room], ["emit", "say", "good-bye"]);
@@ -235,6 +223,7 @@ describe("requests in a mixed cluster", { timeout: 5 * timeout, skip: noCluster 
         await cast.members(room, []);
         if (close) {
           await Promise.all(seconds.map((second) => second.left("io server disconnect")));
+          await until(() => mains.every((main) => !main.isLinked()), "the servers close the connections");
         } else {
           await node(["of", "/second"], ["to", ids(seconds)], ["emit", "say", "still here"]);
           await cast.expect(seconds, "say", "still here");
@@ -246,6 +235,17 @@ describe("requests in a mixed cluster", { timeout: 5 * timeout, skip: noCluster 
         }
       });
     }
+  }
+
+  for (const close of [false, true]) {
+    check(`disconnectSockets(${close}) for clients of every version and transport`, async () => {
+      const clients = await connectAll(cluster.a.url, VOICES);
+      cast.guests.push(...clients);
+      const rooms = clients.map(({ socket }) => socket.id);
+      await node(["in", rooms], ["disconnectSockets", close]);
+      await until(() => clients.every(({ disconnects }) => disconnects.length), "all are disconnected");
+      for (const { name, disconnects } of clients) assert.deepEqual(disconnects, ["io server disconnect"], name);
+    });
   }
 
   // --- acknowledgements -------------------------------------------------------------------------------------
@@ -352,26 +352,10 @@ describe("requests in a mixed cluster", { timeout: 5 * timeout, skip: noCluster 
 
   // --- requests of servers from before 2021 -----------------------------------------------------------------
 
-  let requests = 0;
-
-  /** Publishes a request as a stranger, and waits for as many answers. */
-  async function raw(request, count) {
-    const requestId = `raw ${++requests}`;
-    const answers = [];
-    const subscriber = await cluster.redis.client();
-    const hear = (text) => text.startsWith("{") && answers.push(JSON.parse(text));
-    await subscriber.pSubscribe(`${RESPONSES}*`, hear);
-    await cluster.client.publish(REQUESTS, JSON.stringify({ uid: "raw", requestId, ...request }));
-    const mine = () => answers.filter((answer) => answer.requestId === requestId);
-    await until(() => mine().length >= count, `${count} answers to ${JSON.stringify(request)}`);
-    await subscriber.disconnect();
-    return mine();
-  }
-
   check("a request for the ids of sockets (type 0)", async () => {
     for (const [what, [rooms, , names]] of Object.entries(SELECTIONS).filter(([, [, except]]) => !except.length)) {
-      const answers = await raw({ type: 0, rooms: cast.select([rooms, [], names]).rooms }, 3);
-      assert.deepEqual(answers.flatMap(({ sockets }) => sockets).sort(), ids(cast.these(names)), what);
+      const answers = await cast.request({ type: 0, rooms: cast.select([rooms, [], names]).rooms }, 3);
+      assert.deepEqual(answers.flatMap(({ answer }) => answer.sockets).sort(), ids(cast.these(names)), what);
     }
   });
 
@@ -379,7 +363,7 @@ describe("requests in a mixed cluster", { timeout: 5 * timeout, skip: noCluster 
     for (const one of cast.these("a1 b1 n1")) {
       const room = cast.room();
       for (const [type, members] of [[2, [one]], [3, []]]) {
-        const [answer] = await raw({ type, sid: one.id, room }, 1);
+        const [{ answer }] = await cast.request({ type, sid: one.id, room }, 1);
         assert.deepEqual(Object.keys(answer), ["requestId"]);
         await cast.members(room, members);
       }
@@ -465,8 +449,19 @@ describe("requests in a mixed cluster", { timeout: 5 * timeout, skip: noCluster 
     await a1.expect("say", "to one");
   }, emits);
 
-  // --- nodes that go: last, because it does not come back ---------------------------------------------------
+  // --- servers that come back, and do not -------------------------------------------------------------------
 
+  check("after Redis was away", async () => {
+    await cluster.redis.stop();
+    await cluster.redis.start();
+    await until(async () => (await node(["of", "/"], ["adapter"], ["serverCount"])) === 3, "3 servers again");
+    assert.deepEqual(ids(await atOnce(node(["fetchSockets"]), "fetchSockets()")), ids(cast.people));
+    const names = await atOnce(node(["timeout", 5_000], ["emitWithAck", "question", 1]), "emitWithAck()");
+    assertSame(names, cast.people.map(({ name }) => name));
+    await cast.expect(cast.people, "question", 1);
+  });
+
+  // Last, because it does not come back.
   check("a node that is killed is waited for no longer than any, and is missed by nobody", async () => {
     const rejected = /timeout reached while waiting for fetchSockets response/;
     const started = Date.now();

@@ -12,14 +12,15 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { io as io4 } from "client4";
 import { createClient } from "redis";
-import { assertArgs, normalise, within } from "./clients.mjs";
+import { DEADLINE_MS, assertArgs, normalise, within } from "./clients.mjs";
 import { REFERENCE, Server, freePort, listens } from "./server.mjs";
 
 export const STAND_INS = Boolean(process.env.CLUSTER_REFERENCE);
 /** A reason to skip a cluster, or false: where there is no Antiphon, and nobody asked for its stand-ins. */
 export const noCluster = REFERENCE && !STAND_INS ? "about Antiphon nodes" : false;
 
-const UNTIL_MS = 15_000;
+// For what may take several steps: a server to start, Redis to come back.
+const UNTIL_MS = 1.5 * DEADLINE_MS;
 // Longer than the 5 s after which Node gives up on a server that does not answer, and says so.
 const CALL_MS = 8_000;
 
@@ -169,8 +170,11 @@ export function example(name) {
 }
 
 export class Cluster {
-  /** `rules`: the configuration of `a` and `b`; `program`: what `a` is, if not the server under test. */
-  async start({ rules, program = null }) {
+  /**
+   * `rules`: the configuration of `a` and `b`; `adapter`: the same for their stand-ins, as options of
+   * @socket.io/redis-adapter; `program`: what `a` is, if not the server under test.
+   */
+  async start({ rules, adapter = {}, program = null }) {
     // For when this test process ends early: leaves nothing behind.
     process.once("exit", () => [this.a, this.b, this.node, this.redis].forEach((one) => one?.kill()));
     this.redis = await new Redis().start();
@@ -178,7 +182,7 @@ export class Cluster {
     const file = join(this.folder, "rules.toml");
     await writeFile(file, rules);
     const antiphon = (name, program) =>
-      STAND_INS ? new Peer().start(this.redis, { standIn: true }) : new AntiphonNode().start(this.redis, name, file, program);
+      STAND_INS ? new Peer().start(this.redis, { standIn: true, adapter }) : new AntiphonNode().start(this.redis, name, file, program);
     this.a = await antiphon("a", program);
     this.b = await antiphon("b");
     for (const node of [this.a, this.b]) await until(() => node.ready(), "the node is ready");
@@ -258,6 +262,18 @@ export class Listener {
 
   ask(...event) {
     return within(new Promise((done) => this.socket.emit(...event, done)), `${this.name} waits for an ack`);
+  }
+
+  /** A client closes the connection when its last namespace ends, which would hide that a server does not. */
+  leaveClosingToTheServer() {
+    const { io: manager } = this.socket;
+    manager._destroy = () => {};
+    manager.reconnection(false);
+  }
+
+  /** Whether there is a connection. */
+  isLinked() {
+    return this.socket.io.engine.readyState === "open";
   }
 
   /** Closes the connection, and keeps it closed. */
