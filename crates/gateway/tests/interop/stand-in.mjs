@@ -56,6 +56,6 @@ async function answer(io, what, { rooms = [], except = [], into = [], event, arg
     case "server_count":
       return adapter.serverCount();
     case "emit_with_ack":
-      return meant.timeout(timeout_ms).emitWithAck(event, ...args).catch(({ responses }) => responses);
+      return meant.timeout(timeout_ms).emitWithAck(event, ...args);
   }
 }
