@@ -74,8 +74,8 @@ export class Cast {
   }
 
   /** A client that goes after the test. */
-  invite(url, name) {
-    const guest = Listener.open(url, name);
+  invite(url, name, options) {
+    const guest = Listener.open(url, name, options);
     this.guests.push(guest);
     return guest;
   }

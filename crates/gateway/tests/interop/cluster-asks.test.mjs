@@ -10,7 +10,7 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { Cast, RULES, SELECTIONS, assertSame, ids } from "./cast.mjs";
 import { normalise } from "./clients.mjs";
-import { Cluster, Peer, example, noCluster, until } from "./cluster.mjs";
+import { Cluster, Peer, STAND_INS, example, noCluster, until } from "./cluster.mjs";
 
 const timeout = 60_000;
 /** How long the nodes wait for answers: here the tests have to wait, too, once. */
@@ -208,6 +208,18 @@ describe("an Antiphon node asks its cluster", { timeout: 5 * timeout, skip: noCl
     const got = await Promise.all(questions.map(({ id }) => ask("sockets", { rooms: [id] })));
     assert.deepEqual(got.map(ids), questions.map(({ id }) => [id]));
   });
+
+  it("what it cannot know while Redis is away", { timeout, skip: STAND_INS && "Node.js waits for Redis" }, () =>
+    cast.play(async () => {
+      await cluster.redis.stop();
+      for (const what of ["rooms", "sockets", "server_count", "join", "leave"]) {
+        await until(async () => "error" in (await answer(what, { rooms: ["nobody here"], into: ["x"] })), `${what} fails`);
+      }
+      await cluster.redis.start();
+      await until(async () => (await answer("server_count")).ok === 3, "3 servers again");
+      assert.deepEqual(ids(await ask("sockets")), ids(cast.people));
+    }, node),
+  );
 
   // Last, because it does not come back.
   check("a node that is killed is waited for no longer than any, and no more afterwards", async () => {

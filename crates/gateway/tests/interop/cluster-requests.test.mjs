@@ -8,7 +8,7 @@ import { Emitter } from "@socket.io/redis-emitter";
 import { encode } from "notepack.io";
 import { Cast, RULES, SELECTIONS, assertSame, ids } from "./cast.mjs";
 import { VOICES, connectAll, normalise } from "./clients.mjs";
-import { Cluster, Peer, noCluster, until } from "./cluster.mjs";
+import { Cluster, Peer, isLinked, leaveClosingToTheServer, noCluster, until } from "./cluster.mjs";
 
 const timeout = 60_000;
 /** Far below the 5 s after which Node gives up on a server that does not answer; far above what it takes. */
@@ -117,6 +117,16 @@ describe("requests in a mixed cluster", { timeout: 5 * timeout, skip: noCluster 
     assert.deepEqual({ ...handshake.query }, { EIO: "4", transport: "websocket" });
   });
 
+  check("fetchSockets() tells with what a client came to each namespace", async () => {
+    const guest = cast.invite(cluster.a.url, "guest", { auth: { token: "first" } });
+    const second = guest.also("/second", { auth: { token: "second" } });
+    await Promise.all([guest, second].map((one) => one.connected()));
+    for (const [namespace, { id }, token] of [["/", guest, "first"], ["/second", second, "second"]]) {
+      const sockets = await node(["of", namespace], ["in", id], ["fetchSockets"]);
+      assert.deepEqual(sockets.map(({ handshake }) => handshake.auth), [{ token }], namespace);
+    }
+  });
+
   check("allRooms() has every room, and every socket's own", async () => {
     const rooms = await atOnce(node(["of", "/"], ["adapter"], ["allRooms"]), "allRooms()");
     assertSame(rooms, ["red", "blue", "only a", ...ids(cast.people)]);
@@ -155,6 +165,47 @@ describe("requests in a mixed cluster", { timeout: 5 * timeout, skip: noCluster 
       await node(["socketsLeave", [room, "another room"]]);
       await cast.members("another room", []);
     });
+  }
+
+  const names = {
+    "of 16 characters, as an Antiphon id": "abcdefghijklmnop",
+    "of 20 characters, as a Node.js id": "abcdefghijklmnopqrst",
+    "with what divides a channel": "a#b##",
+    "with what Redis takes for a pattern": "a*[b]?\\",
+    "in Unicode": "\u{1f600} caf\u00e9 \u2028\"",
+    "of no characters": "",
+    "that is a number": 42,
+    "of 300 bytes": "x".repeat(300),
+  };
+  for (const [what, room] of Object.entries(names)) {
+    check(`a room with a name ${what}`, async () => {
+      const chosen = cast.these("a1 b2 n1");
+      await inOneTurn([["in", ids(chosen)], ["socketsJoin", room]], [["to", room], ["emit", "say", "joined"]]);
+      await cast.expect(onAntiphon(chosen), "say", "joined");
+      await cast.members(room, chosen);
+      emits(["to", room], ["emit", "say", "by the emitter"]);
+      await cast.expect(chosen, "say", "by the emitter");
+      const answers = await node(["to", room], ["timeout", 5_000], ["emitWithAck", "question"]);
+      assertSame(answers, chosen.map(({ name }) => name));
+      await cast.expect(chosen, "question");
+      await node(["socketsLeave", room]);
+      await cast.members(room, []);
+    });
+  }
+
+  for (const [what, say] of Object.entries({ "a Node.js server": node, "an emitter": emits })) {
+    check(`a hundred joins, broadcasts and leaves of ${what} in one turn keep their order`, async () => {
+      const people = cast.these("a1 b1");
+      const calls = Array.from({ length: 100 }, (_, number) => [
+        [["in", ids(people)], ["socketsJoin", `of ${number}`]],
+        [["to", `of ${number}`], ["emit", "say", number]],
+        [["in", `of ${number}`], ["socketsLeave", `of ${number}`]],
+        [["to", `of ${number}`], ["emit", "say", "nobody is there"]],
+      ]).flat();
+      if (say === node) await inOneTurn(...calls);
+      else calls.forEach((call) => emits(...call));
+      for (let number = 0; number < 100; number++) await cast.expect(people, "say", number);
+    }, say);
   }
 
   check("socketsJoin() in another namespace", async () => {
@@ -213,7 +264,7 @@ describe("requests in a mixed cluster", { timeout: 5 * timeout, skip: noCluster 
         const room = cast.room();
         const mains = ["a", "b", "node"].map((server) => cast.invite(cluster[server].url, `${server} leaving`));
         const seconds = mains.map((main) => main.also("/second"));
-        for (const main of mains) main.leaveClosingToTheServer();
+        for (const { socket } of mains) leaveClosingToTheServer(socket);
         await Promise.all([...mains, ...seconds].map((one) => one.connected()));
         for (const main of mains) await main.ask("join", room);
         await say(["to", room], ["emit", "say", "good-bye"]);
@@ -223,7 +274,7 @@ describe("requests in a mixed cluster", { timeout: 5 * timeout, skip: noCluster 
         await cast.members(room, []);
         if (close) {
           await Promise.all(seconds.map((second) => second.left("io server disconnect")));
-          await until(() => mains.every((main) => !main.isLinked()), "the servers close the connections");
+          await until(() => mains.every(({ socket }) => !isLinked(socket)), "the servers close the connections");
         } else {
           await node(["of", "/second"], ["to", ids(seconds)], ["emit", "say", "still here"]);
           await cast.expect(seconds, "say", "still here");
@@ -241,12 +292,31 @@ describe("requests in a mixed cluster", { timeout: 5 * timeout, skip: noCluster 
     check(`disconnectSockets(${close}) for clients of every version and transport`, async () => {
       const clients = await connectAll(cluster.a.url, VOICES);
       cast.guests.push(...clients);
+      for (const { socket } of clients) leaveClosingToTheServer(socket);
       const rooms = clients.map(({ socket }) => socket.id);
-      await node(["in", rooms], ["disconnectSockets", close]);
+      await inOneTurn(
+        [["to", rooms], ["emit", "chat_message", "good-bye"]],
+        [["in", rooms], ["disconnectSockets", close]],
+      );
+      for (const client of clients) await client.expect("chat_message", "good-bye");
       await until(() => clients.every(({ disconnects }) => disconnects.length), "all are disconnected");
-      for (const { name, disconnects } of clients) assert.deepEqual(disconnects, ["io server disconnect"], name);
+      const reasons = clients.map(({ name, disconnects }) => [name, ...disconnects]);
+      assert.deepEqual(reasons, VOICES.map(({ name }) => [name, "io server disconnect"]));
+      if (close) await until(() => clients.every(({ socket }) => !isLinked(socket)), "the server closes the connections");
+      for (const { name, socket } of clients) assert.equal(isLinked(socket), !close, name);
     });
   }
+
+  check("disconnectSockets() in another namespace ends that one alone", async () => {
+    const mains = ["a", "b", "node"].map((server) => cast.invite(cluster[server].url, `${server} leaving`));
+    const seconds = mains.map((main) => main.also("/second"));
+    await Promise.all([...mains, ...seconds].map((one) => one.connected()));
+    await node(["of", "/second"], ["in", ids(seconds)], ["disconnectSockets"]);
+    await Promise.all(seconds.map((second) => second.left("io server disconnect")));
+    await node(["to", ids(mains)], ["emit", "say", "still here"]);
+    await cast.expect(mains, "say", "still here");
+    for (const main of mains) assert.deepEqual(main.disconnects, [], main.name);
+  });
 
   // --- acknowledgements -------------------------------------------------------------------------------------
 
@@ -309,6 +379,19 @@ describe("requests in a mixed cluster", { timeout: 5 * timeout, skip: noCluster 
     });
   }
 
+  check("a hundred questions at a time, each answered with what it asked for", async () => {
+    const asked = Array.from({ length: 100 }, (_, number) => cast.people[number % 6]);
+    const questions = asked.map(({ id }, number) =>
+      number % 2 ? [["in", id], ["fetchSockets"]] : [["in", id], ["timeout", 5_000], ["emitWithAck", "question", number]],
+    );
+    const outcomes = await cluster.node.all(...questions);
+    for (const [number, { id, name }] of asked.entries()) {
+      const { value } = outcomes[number];
+      assert.deepEqual(number % 2 ? ids(value) : value, number % 2 ? [id] : [name]);
+    }
+    for (let number = 0; number < 100; number += 2) await asked[number].expect("question", number);
+  });
+
   // --- server to server -------------------------------------------------------------------------------------
 
   for (const namespace of ["/", "/second"]) {
@@ -368,6 +451,16 @@ describe("requests in a mixed cluster", { timeout: 5 * timeout, skip: noCluster 
         await cast.members(room, members);
       }
     }
+  });
+
+  // What Node.js itself survives; the rest is for the tests of the wire.
+  check("requests and answers that nobody understands are passed over", async () => {
+    const publish = (channel, text) => cluster.client.publish(`socket.io-${channel}#/#`, text);
+    for (const text of ["{", "", "{}", '{"type":99,"requestId":"x"}', '{"type":6,"uid":"x","data":[]}', '{"type":2,"sid":"x","room":"y"}']) {
+      await publish("request", text);
+    }
+    for (const text of ["{", "{}", '{"requestId":"x"}', '{"requestId":"x","sockets":7}']) await publish("response", text);
+    assert.deepEqual(ids(await atOnce(node(["fetchSockets"]), "fetchSockets()")), ids(cast.people));
   });
 
   // --- emitters ---------------------------------------------------------------------------------------------

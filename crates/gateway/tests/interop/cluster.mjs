@@ -201,6 +201,15 @@ export class Cluster {
   }
 }
 
+/** A client closes its connection when its last namespace ends, which would hide that a server does not. */
+export function leaveClosingToTheServer({ io: manager }) {
+  manager.destroy = manager._destroy = () => {}; // the former in version 2
+  manager.reconnection(false);
+}
+
+/** Whether there is a connection. */
+export const isLinked = ({ io: manager }) => manager.engine.readyState === "open";
+
 /** A client that keeps everything that arrives, in order. */
 export class Listener {
   #queue = [];
@@ -229,8 +238,8 @@ export class Listener {
   }
 
   /** The same client in another namespace, over the same connection. */
-  also(namespace) {
-    return new Listener(this.socket.io.socket(namespace), `${this.name} in ${namespace}`);
+  also(namespace, options) {
+    return new Listener(this.socket.io.socket(namespace, options), `${this.name} in ${namespace}`);
   }
 
   get id() {
@@ -262,18 +271,6 @@ export class Listener {
 
   ask(...event) {
     return within(new Promise((done) => this.socket.emit(...event, done)), `${this.name} waits for an ack`);
-  }
-
-  /** A client closes the connection when its last namespace ends, which would hide that a server does not. */
-  leaveClosingToTheServer() {
-    const { io: manager } = this.socket;
-    manager._destroy = () => {};
-    manager.reconnection(false);
-  }
-
-  /** Whether there is a connection. */
-  isLinked() {
-    return this.socket.io.engine.readyState === "open";
   }
 
   /** Closes the connection, and keeps it closed. */
