@@ -216,8 +216,8 @@ describe("an Antiphon node asks its cluster", { timeout: 5 * timeout, skip: noCl
         await until(async () => "error" in (await answer(what, { rooms: ["nobody here"], into: ["x"] })), `${what} fails`);
       }
       await cluster.redis.start();
-      await until(async () => (await answer("server_count")).ok === 3, "3 servers again");
-      assert.deepEqual(ids(await ask("sockets")), ids(cast.people));
+      await until(async () => (await answer("sockets")).ok?.length === cast.people.length, "all sockets again");
+      assert.equal(await ask("server_count"), 3);
     }, node),
   );
 

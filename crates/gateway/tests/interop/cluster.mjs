@@ -176,6 +176,7 @@ export class Cluster {
    */
   async start({ rules, adapter = {}, program = null }) {
     // For when this test process ends early: leaves nothing behind.
+    for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1));
     process.once("exit", () => [this.a, this.b, this.node, this.redis].forEach((one) => one?.kill()));
     this.redis = await new Redis().start();
     this.folder = await mkdtemp(join(tmpdir(), "antiphon-rules-"));
