@@ -140,13 +140,16 @@ export class Cast {
     const requestId = `raw ${++this.#requests}`;
     const answers = [];
     const subscriber = await this.cluster.redis.client();
-    await subscriber.pSubscribe("socket.io-response#/#*", (text, channel) => {
-      const answer = text.startsWith("{") ? JSON.parse(text) : {};
-      if (answer.requestId === requestId) answers.push({ channel, answer });
-    });
-    await this.cluster.client.publish("socket.io-request#/#", JSON.stringify({ uid: "raw", requestId, ...request }));
-    await until(() => answers.length >= count, `${count} answers to ${JSON.stringify(request)}`);
-    await subscriber.disconnect();
+    try {
+      await subscriber.pSubscribe("socket.io-response#/#*", (text, channel) => {
+        const answer = text.startsWith("{") ? JSON.parse(text) : {};
+        if (answer.requestId === requestId) answers.push({ channel, answer });
+      });
+      await this.cluster.client.publish("socket.io-request#/#", JSON.stringify({ uid: "raw", requestId, ...request }));
+      await until(() => answers.length >= count, `${count} answers to ${JSON.stringify(request)}`);
+    } finally {
+      await subscriber.disconnect();
+    }
     return answers;
   }
 
