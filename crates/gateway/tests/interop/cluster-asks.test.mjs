@@ -10,7 +10,7 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { Cast, RULES, SELECTIONS, assertSame, ids } from "./cast.mjs";
 import { normalise } from "./clients.mjs";
-import { Cluster, Peer, STAND_INS, example, noCluster, until } from "./cluster.mjs";
+import { Cluster, STAND_INS, example, noCluster, until } from "./cluster.mjs";
 
 const timeout = 60_000;
 /** How long the nodes wait for answers: here the tests have to wait, too, once. */
@@ -186,7 +186,7 @@ describe("an Antiphon node asks its cluster", { timeout: 5 * timeout, skip: noCl
   }
 
   check("a server that answers on the channel of who asked (publishOnSpecificResponseChannel)", async () => {
-    const specific = await new Peer().start(cluster.redis, { adapter: { publishOnSpecificResponseChannel: true } });
+    const specific = await cluster.peer({ adapter: { publishOnSpecificResponseChannel: true } });
     try {
       const client = cast.invite(specific.url, "s1");
       await client.connected();

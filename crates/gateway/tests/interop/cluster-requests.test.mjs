@@ -8,7 +8,7 @@ import { Emitter } from "@socket.io/redis-emitter";
 import { encode } from "notepack.io";
 import { Cast, RULES, SELECTIONS, assertSame, ids } from "./cast.mjs";
 import { VOICES, connectAll, normalise } from "./clients.mjs";
-import { Cluster, Peer, isLinked, leaveClosingToTheServer, noCluster, until } from "./cluster.mjs";
+import { Cluster, isLinked, leaveClosingToTheServer, noCluster, until } from "./cluster.mjs";
 
 const timeout = 60_000;
 /** Far below the 5 s after which Node gives up on a server that does not answer; far above what it takes. */
@@ -410,7 +410,7 @@ describe("requests in a mixed cluster", { timeout: 5 * timeout, skip: noCluster 
   // --- peers that answer on the channel of who asked --------------------------------------------------------
 
   check("publishOnSpecificResponseChannel", async () => {
-    const specific = await new Peer().start(cluster.redis, { adapter: { publishOnSpecificResponseChannel: true } });
+    const specific = await cluster.peer({ adapter: { publishOnSpecificResponseChannel: true } });
     try {
       const client = cast.invite(specific.url, "s1");
       await client.connected();

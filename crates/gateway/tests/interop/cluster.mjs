@@ -33,6 +33,13 @@ export async function until(condition, what) {
   }
 }
 
+/** Ends a child process that may have ended, or never begun. */
+async function end(child) {
+  if (!child || child.exitCode !== null || child.signalCode !== null) return;
+  const ended = once(child, "exit");
+  if (child.kill("SIGKILL")) await ended;
+}
+
 /** A Redis of our own: on a free port, in a folder of its own, with nothing kept. */
 class Redis {
   async start() {
@@ -55,10 +62,8 @@ class Redis {
     return client.connect();
   }
 
-  async stop() {
-    const ended = once(this.child, "exit");
-    this.child.kill("SIGKILL");
-    await ended;
+  stop() {
+    return end(this.child);
   }
 
   kill() {
@@ -67,12 +72,12 @@ class Redis {
 
   async remove() {
     await this.stop();
-    await rm(this.folder, { recursive: true, force: true });
+    if (this.folder) await rm(this.folder, { recursive: true, force: true });
   }
 }
 
 /** A Node.js server of the cluster, in a process of its own (cluster-peer.mjs). */
-export class Peer {
+class Peer {
   #number = 0;
   #waiting = new Map();
 
@@ -116,15 +121,12 @@ export class Peer {
     this.child?.kill("SIGKILL");
   }
 
-  async stop() {
-    if (this.child.exitCode !== null || this.child.signalCode !== null) return;
-    const ended = once(this.child, "exit");
-    this.child.kill("SIGKILL");
-    await ended;
+  stop() {
+    return end(this.child);
   }
 
   crash() {
-    return this.stop();
+    return end(this.child);
   }
 }
 
@@ -155,7 +157,7 @@ class AntiphonNode {
   }
 
   async stop() {
-    if (!this.crashed) await this.server.stop();
+    if (!this.crashed) await this.server?.stop();
   }
 
   async crash() {
@@ -170,6 +172,8 @@ export function example(name) {
 }
 
 export class Cluster {
+  #servers = [];
+
   /**
    * `rules`: the configuration of `a` and `b`; `adapter`: the same for their stand-ins, as options of
    * @socket.io/redis-adapter; `program`: what `a` is, if not the server under test.
@@ -177,28 +181,39 @@ export class Cluster {
   async start({ rules, adapter = {}, program = null }) {
     // For when this test process ends early: leaves nothing behind.
     for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1));
-    process.once("exit", () => [this.a, this.b, this.node, this.redis].forEach((one) => one?.kill()));
-    this.redis = await new Redis().start();
+    process.once("exit", () => [...this.#servers, this.redis].forEach((one) => one?.kill()));
+    this.redis = new Redis();
+    await this.redis.start();
     this.folder = await mkdtemp(join(tmpdir(), "antiphon-rules-"));
     const file = join(this.folder, "rules.toml");
     await writeFile(file, rules);
     const antiphon = (name, program) =>
-      STAND_INS ? new Peer().start(this.redis, { standIn: true, adapter }) : new AntiphonNode().start(this.redis, name, file, program);
+      STAND_INS ? this.peer({ standIn: true, adapter }) : this.#begin(new AntiphonNode(), name, file, program);
     this.a = await antiphon("a", program);
     this.b = await antiphon("b");
     for (const node of [this.a, this.b]) await until(() => node.ready(), "the node is ready");
-    this.node = await new Peer().start(this.redis);
+    this.node = await this.peer({});
     this.client = await this.redis.client();
-    return this;
+  }
+
+  /** One more Node.js server; `options`: of cluster-peer.mjs. */
+  peer(options) {
+    return this.#begin(new Peer(), options);
+  }
+
+  #begin(server, ...options) {
+    this.#servers.push(server); // it must be stopped even if it does not start
+    return server.start(this.redis, ...options);
   }
 
   /** Also after a start that went wrong half way. */
   async stop() {
     await this.client?.disconnect();
-    await this.node?.stop();
-    for (const node of [this.a, this.b]) await node?.stop();
+    const ends = [];
+    for (const server of this.#servers) ends.push(await server.stop().catch((error) => error));
     await this.redis?.remove();
     if (this.folder) await rm(this.folder, { recursive: true, force: true });
+    for (const error of ends.filter(Boolean)) throw error;
   }
 }
 
