@@ -153,7 +153,7 @@ async fn admit(
         let request = with_whole_body(gate, request, &session).await?;
         return Ok(next.run(request).await);
     }
-    let polled = next.run(request).await;
+    let polled = session.poll(next.run(request)).await;
     session.wrote(polled.body().size_hint().lower() as usize);
     Ok(if query.protocol == Protocol::Eio3 { repaired(polled).await } else { polled })
 }

@@ -10,7 +10,9 @@
 
 use std::{
     collections::HashMap,
+    future::poll_fn,
     net::IpAddr,
+    pin::pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -23,9 +25,13 @@ use antiphon_metrics::{
     GatewayMetrics,
     gateway::{CloseReason, Protocol, Transport, Undelivered},
 };
+use futures_util::task::AtomicWaker;
 use governor::DefaultDirectRateLimiter;
 use socketioxide::socket::Sid;
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::coop::unconstrained,
+};
 
 use crate::net::{ConnHandle, Owner, Permit};
 
@@ -76,6 +82,8 @@ pub(crate) struct Session {
     websocket: OnceLock<Arc<ConnHandle>>,
     // Why the node itself closes it.
     closing: OnceLock<CloseReason>,
+    // A poll that waits for something to be sent.
+    poll_waits: AtomicWaker,
     asked_engine: AtomicBool,
     ended: AtomicBool,
     // Payload handed to the engine and not yet to the kernel. A little less than there really is: what
@@ -121,6 +129,7 @@ impl Sessions {
             sid: OnceLock::new(),
             websocket: websocket.map(OnceLock::from).unwrap_or_default(),
             closing: OnceLock::new(),
+            poll_waits: AtomicWaker::new(),
             asked_engine: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             waiting_bytes: AtomicUsize::new(0),
@@ -224,12 +233,31 @@ impl Session {
     pub(crate) fn upgrade(&self, conn: Arc<ConnHandle>) {
         // Under the lock that the end of the session takes, so that it is counted off where it is.
         let open = self.sessions.write();
-        if !self.ended.load(Ordering::Acquire) && self.websocket.set(conn).is_ok() {
+        if !self.ended.load(Ordering::Acquire) && self.websocket.set(Arc::clone(&conn)).is_ok() {
             let gauges = &self.sessions.metrics.sessions;
             gauges.of((Transport::Polling, self.protocol)).dec();
             gauges.of((Transport::WebSocket, self.protocol)).inc();
         }
         drop(open);
+        if self.closing.get().is_some() {
+            conn.close();
+        }
+    }
+
+    /// Waits for the answer to a client's poll. A session that is being closed ends with the first poll for which
+    /// nothing is queued: the engine drops what is queued when it closes a session.
+    pub(crate) async fn poll<T>(&self, answer: impl Future<Output = T>) -> T {
+        // Outside tokio's cooperative budget: pending must mean that nothing is queued.
+        let mut answer = pin!(unconstrained(answer));
+        poll_fn(|context| {
+            self.poll_waits.register(context.waker());
+            let answer = answer.as_mut().poll(context);
+            if answer.is_pending() && self.closing.get().is_some() {
+                self.ask_engine();
+            }
+            answer
+        })
+        .await
     }
 
     /// The namespace's limiters, made when its first socket comes.
@@ -258,17 +286,21 @@ impl Session {
             // Its queue is full because it does not read: there is no point in flushing it.
             (Some(conn), _) if reason == CloseReason::SlowConsumer => conn.abort(),
             (Some(conn), _) => conn.close(),
-            (None, Some(sid)) => {
-                if self.asked_engine.swap(true, Ordering::AcqRel) {
-                    return;
-                }
-                let session = PollingSession { sid: *sid, protocol: self.protocol };
-                let asked = self.sessions.close_polling.try_send(session).is_ok();
-                self.asked_engine.store(asked, Ordering::Release);
-            }
-            // The engine is just making it; who closes everything asks again.
-            (None, None) => {}
+            (None, _) if reason == CloseReason::SlowConsumer => self.ask_engine(),
+            // The next poll that waits ends it, or this one; a client that does not poll again, the heartbeat.
+            (None, _) => self.poll_waits.wake(),
         }
+    }
+
+    /// Has the engine close a session that has no connection of its own.
+    fn ask_engine(&self) {
+        let Some(sid) = self.sid.get() else { return }; // It is just being made.
+        if self.asked_engine.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let session = PollingSession { sid: *sid, protocol: self.protocol };
+        let asked = self.sessions.close_polling.try_send(session).is_ok();
+        self.asked_engine.store(asked, Ordering::Release);
     }
 
     /// Cuts the connection, if there is one.
