@@ -247,7 +247,7 @@ impl Peers {
         let PeerSettings { limits, answer_bytes_max, bus, metrics, .. } = &self.settings;
         let Some(request_id) = to.request_id.clone() else { return };
         let limits = Limits { frame_bytes_max: *answer_bytes_max, ..*limits };
-        // Node hears this kind on the channel of all alone.
+        // Node publishes this kind on the channel of all alone.
         let for_all = matches!(answer, Answer::Emitted(_));
         let channel = match &to.uid {
             Some(uid) if self.settings.answer_on_own_channel && !for_all => {

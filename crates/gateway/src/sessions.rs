@@ -286,7 +286,10 @@ impl Session {
             // Its queue is full because it does not read: there is no point in flushing it.
             (Some(conn), _) if reason == CloseReason::SlowConsumer => conn.abort(),
             (Some(conn), _) => conn.close(),
-            (None, _) if reason == CloseReason::SlowConsumer => self.ask_engine(),
+            // What is queued is not owed to a client that does not read or breaks the protocol.
+            (None, _) if matches!(reason, CloseReason::SlowConsumer | CloseReason::ParseError) => {
+                self.ask_engine();
+            }
             // The next poll that waits ends it, or this one; a client that does not poll again, the heartbeat.
             (None, _) => self.poll_waits.wake(),
         }

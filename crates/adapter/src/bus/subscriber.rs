@@ -7,7 +7,7 @@
 use std::{collections::BTreeSet, future::Future, pin::pin, sync::Arc};
 
 use antiphon_metrics::bus::Connection;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
     Subscription,
@@ -74,6 +74,10 @@ impl<C: Commands> Desk<'_, C> {
     async fn keep(&mut self, keeper: &mut Keeper) -> Result<(), LinkError> {
         let shared = self.shared;
         let mut backoff = Backoff::new(&shared.settings);
+        // Who hears questions should be able to answer. But not for long: to hear alone is worth something.
+        let mut status = shared.status.subscribe();
+        let publisher = status.wait_for(|status| status.publisher_up);
+        let _ = timeout(shared.settings.connect_timeout, publisher).await;
         loop {
             let wanted = shared.subscriptions.wanted();
             let pause = match self.reconcile(&wanted.set).await {
