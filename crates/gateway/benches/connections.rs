@@ -18,12 +18,15 @@
 
 #[path = "support/client.rs"]
 mod client;
+#[path = "support/machine.rs"]
+mod machine;
 #[path = "support/server.rs"]
 mod server;
+#[path = "support/websocket.rs"]
+mod websocket;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -110,11 +113,12 @@ fn main() -> Result<()> {
     ensure!(!counts.contains(&0), "all counts must be at least 1");
     raise_descriptor_limit(connections as u64 + 256)?;
 
+    let somaxconn = fs::read_to_string("/proc/sys/net/core/somaxconn")?;
     let mut report = Report {
         date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-        commit: commit(),
+        commit: machine::commit(),
         // Counts the cores, so it comes before this process is confined to one.
-        machine: machine()?,
+        machine: format!("{}, somaxconn {}", machine::machine()?, somaxconn.trim()),
         pinned: server::pin(),
         smoke,
         connections,
@@ -270,12 +274,7 @@ impl Report {
     /// The median over all rounds, and the cell that shows it with its spread.
     fn summary(&self, kind: Kind, figure: fn(&Round) -> f64, decimals: usize) -> (f64, String) {
         let of_kind = self.rounds.iter().filter(|round| round.server == kind);
-        let mut all: Vec<f64> = of_kind.map(figure).collect();
-        all.sort_by(f64::total_cmp);
-        let (first, last) = (all[0], all[all.len() - 1]);
-        let median = f64::midpoint(all[(all.len() - 1) / 2], all[all.len() / 2]);
-        let cell = format!("{median:.decimals$} ({first:.decimals$} to {last:.decimals$})");
-        (median, cell)
+        machine::summary(of_kind.map(figure).collect(), decimals)
     }
 }
 
@@ -293,28 +292,4 @@ fn raise_descriptor_limit(needed: u64) -> Result<()> {
          as root, or LimitNOFILE=) or lower --connections"
     );
     Ok(())
-}
-
-fn machine() -> Result<String> {
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("this needs Linux")?;
-    let mut lines = cpuinfo.lines();
-    let model = lines.find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
-    let model = model.unwrap_or("CPU of unknown model");
-    let cores = std::thread::available_parallelism()?;
-    let read = |path| Ok::<_, std::io::Error>(fs::read_to_string(path)?.trim().to_owned());
-    let kernel = read("/proc/sys/kernel/osrelease")?;
-    let somaxconn = read("/proc/sys/net/core/somaxconn")?;
-    Ok(format!("{model}, {cores} cores, Linux {kernel}, somaxconn {somaxconn}"))
-}
-
-fn commit() -> String {
-    let mut git = Command::new("git");
-    // Reading the state of the tree must not refresh the index under someone else's hands.
-    git.env("GIT_OPTIONAL_LOCKS", "0").args(["describe", "--always", "--dirty", "--abbrev=12"]);
-    match git.output() {
-        Ok(output) if output.status.success() => {
-            String::from_utf8_lossy(&output.stdout).trim().into()
-        }
-        _ => "none".into(),
-    }
 }

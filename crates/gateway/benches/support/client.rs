@@ -12,6 +12,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout_at;
 
+use crate::websocket::{text_frame, upgrade_request};
+
 /// Far more than any server needed; whoever is not in by then has failed.
 const ALL_IN_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -135,15 +137,7 @@ impl Client {
     }
 
     async fn upgrade(&mut self, server: SocketAddr) -> Result<()> {
-        // The headers that browsers and npm's ws send alike: what a server keeps of a request is
-        // part of what a connection costs. The key is the one in RFC 6455; any will do.
-        let request = format!(
-            "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: {server}\r\n\
-             Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-             Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n"
-        );
-        self.stream.write_all(request.as_bytes()).await?;
+        self.stream.write_all(upgrade_request(server).as_bytes()).await?;
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             ensure!(self.stream.read_line(&mut head).await? > 0, "no answer");
@@ -181,10 +175,7 @@ impl Client {
         }
     }
 
-    /// Sends a short text frame. Its mask is zero, which leaves the payload as it is.
     async fn send(&mut self, packet: &str) -> Result<()> {
-        let mut frame = vec![0x81, 0x80 | u8::try_from(packet.len())?, 0, 0, 0, 0];
-        frame.extend_from_slice(packet.as_bytes());
-        Ok(self.stream.write_all(&frame).await?)
+        Ok(self.stream.write_all(&text_frame(packet)).await?)
     }
 }

@@ -1,7 +1,7 @@
 //! The servers that are measured: each a child process, observed through /proc.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,14 +12,13 @@ use socketioxide::SocketIo;
 use socketioxide::extract::{Data, SocketRef};
 use tokio::time::sleep;
 
+use crate::machine::{cpu_time, free_address};
+
 const START_DEADLINE: Duration = Duration::from_secs(10);
 const SETTLE_DEADLINE: Duration = Duration::from_secs(30);
 const SETTLE_WINDOW: Duration = Duration::from_secs(1);
 /// A server that still works on what was is not settled, even if its memory stands still.
 const SETTLED_CPU: Duration = Duration::from_millis(50);
-
-/// Linux counts CPU time for /proc in hundredths of a second on every architecture we run on.
-const CLOCK_TICK: Duration = Duration::from_millis(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -38,8 +37,7 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server and waits until it accepts connections.
     pub(crate) async fn start(kind: Kind, pinned: bool) -> Result<Self> {
-        // Free a moment ago, and the kernel does not hand it out again at once.
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let address = free_address()?;
         let (program, arguments) = match kind {
             Kind::Plain => (std::env::current_exe()?, format!("--plain-server {}", address.port())),
             Kind::Antiphon => (
@@ -102,13 +100,7 @@ impl Server {
 
     /// CPU time that the server has used so far, in user space and in the kernel.
     pub(crate) fn cpu_time(&self) -> Result<Duration> {
-        let stat = self.proc_file("stat")?;
-        // The process name, in parentheses, may contain blanks: count fields from behind it.
-        let (_, fields) = stat.rsplit_once(')').context("malformed /proc/PID/stat")?;
-        let fields: Vec<&str> = fields.split_whitespace().collect();
-        let ticks =
-            |at: usize| -> Result<u32> { Ok(fields.get(at).context("short stat")?.parse()?) };
-        Ok((ticks(11)? + ticks(12)?) * CLOCK_TICK)
+        cpu_time(self.process.id())
     }
 
     fn proc_file(&self, name: &str) -> Result<String> {
