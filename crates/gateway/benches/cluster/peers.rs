@@ -58,14 +58,21 @@ pub(crate) fn serve(role: &Role) -> Result<()> {
 async fn antiphon(role: &Role) -> Result<()> {
     let (listen, window) = (role.listen.to_string(), role.window);
     let ping_interval = format!("{}s", PING_INTERVAL.as_secs());
+    // Beyond them, a client is closed or events are dropped. The default of each is enough for most windows.
+    let waiting = |at_least: usize| at_least.max(window).to_string();
+    let waiting_bytes = |at_least: usize| at_least.max(window * 4 * EVENT_BYTES).to_string();
     let settings = [
         ("server.listen", listen),
         ("admin.listen", String::new()),
         ("log.filter", "warn".to_owned()),
         ("session.ping_interval", ping_interval),
-        ("session.send_queue_packets", window.max(1024).to_string()),
-        ("session.send_queue_bytes", (window.max(1024) * 2 * EVENT_BYTES).to_string()),
+        ("session.send_queue_packets", waiting(1024)),
+        ("session.send_queue_bytes", waiting_bytes(4 << 20)),
         ("redis.url", format!("redis://{}", role.redis)),
+        ("redis.publish_queue_messages", waiting(65_536)),
+        ("redis.publish_queue_bytes", waiting_bytes(32 << 20)),
+        ("redis.receive_queue_messages", waiting(131_072)),
+        ("redis.receive_queue_bytes", waiting_bytes(64 << 20)),
     ];
     let settings = settings.map(|(key, value)| (key.to_owned(), value));
     let config = Config::load(None, std::iter::empty(), &settings)?.config;
