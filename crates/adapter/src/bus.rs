@@ -42,6 +42,7 @@ pub mod memory;
 mod probe;
 mod publisher;
 mod queue;
+mod reader;
 mod redis;
 mod shared;
 mod subscriber;

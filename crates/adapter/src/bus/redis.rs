@@ -11,12 +11,13 @@
 //! reconnects behind one's back, and what is lost in between cannot be told. Nor is the pool: several
 //! connections have no common order.
 //!
-//! **Receiving: [`PubSub`](redis::aio::PubSub), split, for RESP2 and RESP3 alike.** Confirmations are
-//! matched to their commands in both protocols, commands can be given while messages flow, and the end of
-//! the stream is the end of the connection. RESP3 pushes on a multiplexed connection would save a copy
-//! of the payload, but need a second path for RESP2. Between its driver and us it has a channel
-//! without a bound; the subscriber's task moves what is in it to the bounded queue without ever
-//! waiting, so it holds what arrives in one scheduling delay.
+//! **Receiving: [`PubSub`](redis::aio::PubSub), split, for RESP2 and RESP3 alike**, behind a reader of our own
+//! ([`super::reader`]). Confirmations are matched to their commands in both protocols, commands can be given
+//! while messages flow, and the end of the stream is the end of the connection. Messages are picked out
+//! before they reach it. With TLS, whose settings cannot be had from the redis crate, they are not, and go
+//! the redis crate's way: through its parser, and a channel without a bound. The subscriber's task moves
+//! what is in it to the bounded queue without ever waiting, so it holds what arrives in one scheduling
+//! delay.
 //!
 //! **Questions: a small pool**, so that a slow answer delays neither.
 
@@ -38,6 +39,7 @@ use super::{
         Setup, Transport,
     },
     publisher::FLYING_MAX,
+    reader::{self, Reader},
 };
 
 /// Which Redis, and how to talk to it. Its `Debug` shows no secret.
@@ -178,15 +180,20 @@ fn authentication(redis: &RedisSettings, info: ConnectionInfo) -> ConnectionInfo
 impl Transport for RedisTransport {
     type Publishing = MultiplexedConnection;
     type Commands = PubSubSink;
-    type Messages = PubSubStream;
+    type Messages = Receiving;
 
     async fn publishing(&self) -> Result<MultiplexedConnection, LinkError> {
         let config = &self.connection;
         self.client.get_multiplexed_async_connection_with_config(config).await.map_err(link_error)
     }
 
-    async fn receiving(&self) -> Result<(PubSubSink, PubSubStream), LinkError> {
-        Ok(self.client.get_async_pubsub().await.map_err(link_error)?.split())
+    async fn receiving(&self) -> Result<(PubSubSink, Receiving), LinkError> {
+        let plain = reader::connect(self.client.get_connection_info()).await;
+        if let Some((commands, reader)) = plain.map_err(link_error)? {
+            return Ok((commands, Receiving::Plain(reader)));
+        }
+        let (commands, stream) = self.client.get_async_pubsub().await.map_err(link_error)?.split();
+        Ok((commands, Receiving::Tls(stream)))
     }
 }
 
@@ -257,9 +264,19 @@ impl Commands for PubSubSink {
     }
 }
 
-impl Messages for PubSubStream {
+/// What arrives, with and without TLS.
+pub(super) enum Receiving {
+    Plain(Reader),
+    Tls(PubSubStream),
+}
+
+impl Messages for Receiving {
     async fn next(&mut self) -> Option<Message> {
-        let message = StreamExt::next(self).await?;
+        let stream = match self {
+            Self::Plain(reader) => return reader.next().await,
+            Self::Tls(stream) => stream,
+        };
+        let message = stream.next().await?;
         // Both are bulk strings, which are bytes; what is not would be an empty channel, that nobody has.
         let channel = message.get_channel::<Vec<u8>>().unwrap_or_default();
         let payload = Bytes::copy_from_slice(message.get_payload_bytes());
