@@ -4,6 +4,8 @@
 //! Publisher and subscriber are the same program. Both let clients into "/", where events are broadcast,
 //! and into [`CONTROL`], where the driver asks for them.
 
+use std::pin::pin;
+
 use antiphon_gateway::{Listeners, Node, Shutdown, config::Config, telemetry};
 use anyhow::{Context, Result};
 use axum::serve::ListenerExt;
@@ -29,8 +31,8 @@ pub(crate) const EVENT_BYTES: usize = 128;
 const PADDING: &str = "................................................................\
                        ..........................";
 
-/// Broadcasts that the publisher awaits at a time. socketioxide-redis waits for Redis in each of them, so
-/// that one at a time would measure the round trip; beyond the 50 that the redis crate queues, they would
+/// Broadcasts of socketioxide-redis that the publisher awaits at a time. It waits for Redis in each of them,
+/// so that one at a time would measure the round trip; beyond the 50 that the redis crate queues, they would
 /// overtake each other.
 const BROADCASTS_IN_FLIGHT: usize = 48;
 
@@ -79,7 +81,8 @@ async fn antiphon(role: &Role) -> Result<()> {
     telemetry::init(&config.log)?;
     let listeners = Listeners::bind(&config).await?;
     let node = Node::new(config)?;
-    control(node.io());
+    // Its broadcasts wait for nothing.
+    control(node.io(), 1);
     node.serve(listeners, Shutdown::on_signals()?).await?;
     Ok(())
 }
@@ -97,7 +100,7 @@ async fn socketioxide_redis(role: &Role) -> Result<()> {
         .with_adapter::<RedisAdapter<_>>(adapter)
         .build_layer();
     io.ns("/", async |_: SocketRef<RedisAdapter<_>>| {}).await.context("namespace /")?;
-    control(&io).await.context("namespace of control")?;
+    control(&io, BROADCASTS_IN_FLIGHT).await.context("namespace of control")?;
     let listener = tokio::net::TcpListener::bind(role.listen).await?;
     // The other peers have it by themselves, and without it the client's delayed acknowledgements are measured.
     let listener = listener.tap_io(|stream| {
@@ -111,9 +114,9 @@ async fn socketioxide_redis(role: &Role) -> Result<()> {
 
 /// Lets the driver ask for events. One task numbers and broadcasts them: handlers' futures run on tasks of
 /// their own, in any order.
-fn control<A: Adapter + DefinedAdapter>(io: &SocketIo<A>) -> A::InitRes {
+fn control<A: Adapter + DefinedAdapter>(io: &SocketIo<A>, in_flight: usize) -> A::InitRes {
     let (ask, asked) = mpsc::channel(QUESTIONS_MAX);
-    tokio::spawn(broadcast(io.clone(), asked));
+    tokio::spawn(broadcast(io.clone(), in_flight, asked));
     io.ns(CONTROL, async move |socket: SocketRef<A>| {
         socket.on("go", async move |Data((count, stamp_us)): Data<(u64, u64)>| {
             if ask.send(Go { count, stamp_us }).await.is_err() {
@@ -123,18 +126,21 @@ fn control<A: Adapter + DefinedAdapter>(io: &SocketIo<A>) -> A::InitRes {
     })
 }
 
-async fn broadcast<A: Adapter>(io: SocketIo<A>, mut asked: mpsc::Receiver<Go>) {
+async fn broadcast<A: Adapter>(io: SocketIo<A>, in_flight: usize, mut asked: mpsc::Receiver<Go>) {
     let events = stream::poll_fn(|context| asked.poll_recv(context))
         .flat_map(|go| stream::iter((0..go.count).map(move |_| go.stamp_us)))
         .zip(stream::iter(FIRST_NUMBER..));
-    let mut broadcasts = events
-        .map(|(stamp_us, number)| {
-            let io = &io;
-            // Outside tokio's cooperative budget, where one that is put off is overtaken by the next.
-            unconstrained(async move { io.emit("event", &(number, stamp_us, PADDING)).await })
-        })
-        .buffered(BROADCASTS_IN_FLIGHT);
-    while let Some(outcome) = broadcasts.next().await {
+    let broadcasts = events.map(|(stamp_us, number)| {
+        let io = &io;
+        // Outside tokio's cooperative budget, where one that is put off is overtaken by the next.
+        unconstrained(async move { io.emit("event", &(number, stamp_us, PADDING)).await })
+    });
+    let outcomes = match in_flight {
+        1 => broadcasts.then(|broadcast| broadcast).left_stream(),
+        _ => broadcasts.buffered(in_flight).right_stream(),
+    };
+    let mut outcomes = pin!(outcomes);
+    while let Some(outcome) = outcomes.next().await {
         if let Err(error) = outcome {
             eprintln!("a broadcast failed: {error}");
         }
