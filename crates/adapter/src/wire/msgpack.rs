@@ -179,7 +179,7 @@ impl<'a> Token<'a> {
     pub(super) fn to_text(self) -> Result<Cow<'a, str>, WireError> {
         let mut out = String::new();
         match self {
-            Token::Str(bytes) => return Ok(String::from_utf8_lossy(bytes)),
+            Token::Str(bytes) => return Ok(super::text::from_utf8(bytes)),
             Token::Nil => return Ok(Cow::Borrowed("null")),
             Token::Undefined => return Ok(Cow::Borrowed("undefined")),
             Token::Bool(true) => return Ok(Cow::Borrowed("true")),

@@ -8,7 +8,8 @@ use super::WireError;
 pub(super) fn push_string(out: &mut String, text: &str) {
     out.push('"');
     let mut written = 0;
-    for (at, byte) in text.bytes().enumerate() {
+    let bytes = if is_plain(text) { &[] } else { text.as_bytes() };
+    for (at, byte) in bytes.iter().copied().enumerate() {
         let escape = match byte {
             b'"' => "\\\"",
             b'\\' => "\\\\",
@@ -31,6 +32,17 @@ pub(super) fn push_string(out: &mut String, text: &str) {
     }
     out.push_str(&text[written..]);
     out.push('"');
+}
+
+/// Whether nothing in it has to be escaped. Without a way out of the loop, the compiler looks at many bytes at a time.
+fn is_plain(text: &str) -> bool {
+    let escaped = |byte: &u8| *byte < 0x20 || *byte == b'"' || *byte == b'\\';
+    !text.as_bytes().iter().fold(false, |found, byte| found | escaped(byte))
+}
+
+/// Text out of bytes; what is no UTF-8 becomes U+FFFD. The usual case first, which the library does faster.
+pub(super) fn from_utf8(bytes: &[u8]) -> Cow<'_, str> {
+    std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }
 
 /// Writes a number as `JSON.stringify` does: the shortest text that reads back the same, and `null` for what

@@ -26,7 +26,8 @@ pub(super) fn read_json(
     let mut printer = Printer {
         reader,
         frame,
-        text: String::new(),
+        // Mostly a little less than the frame.
+        text: String::with_capacity(frame.len()),
         attachments: VecDeque::new(),
         attachments_max: limits.attachments_max,
         has_lookalike: false,
@@ -62,9 +63,7 @@ impl Printer<'_, '_> {
             Token::Bool(false) => self.text.push_str("false"),
             Token::Integer(integer) => text::push_integer(&mut self.text, integer),
             Token::Float(number) => text::push_number(&mut self.text, number),
-            Token::Str(bytes) => {
-                text::push_string(&mut self.text, &String::from_utf8_lossy(bytes));
-            }
+            Token::Str(bytes) => text::push_string(&mut self.text, &text::from_utf8(bytes)),
             Token::Bin(bytes) => self.attachment(bytes)?,
             Token::Array(size) => {
                 self.array(size, depth.checked_sub(1).ok_or(WireError::TooDeep)?)?
