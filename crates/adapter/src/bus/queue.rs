@@ -94,7 +94,10 @@ impl<T> Queue<T> {
         inner.items.push_back((item, bytes));
         inner.bytes += bytes;
         self.show(inner);
-        self.changed.notify_one();
+        // Whoever reads does not wait while there is something.
+        if inner.items.len() == 1 {
+            self.changed.notify_one();
+        }
     }
 
     fn show(&self, inner: &Inner<T>) {
