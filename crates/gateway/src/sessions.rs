@@ -17,7 +17,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use antiphon_adapter::{Admission, Delivered, Recipients};
@@ -41,6 +41,9 @@ const CLOSING_MAX: usize = 1024;
 /// A client for which more than this is waiting is behind: volatile events pass it by. Some messages may
 /// be waiting for no other reason than that the task which writes them has not had its turn yet.
 const BEHIND_BYTES: usize = 16 * 1024;
+
+/// A polling client that is there comes back with its next poll far sooner.
+const POLL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// All sessions of the node.
 pub(crate) struct Sessions {
@@ -80,8 +83,8 @@ pub(crate) struct Session {
     sid: OnceLock<Sid>,
     // Set when the session begins with a WebSocket or is upgraded to one; never unset.
     websocket: OnceLock<Arc<ConnHandle>>,
-    // Why the node itself closes it.
-    closing: OnceLock<CloseReason>,
+    // Why the node itself closes it, and since when.
+    closing: OnceLock<(CloseReason, Instant)>,
     // A poll that waits for something to be sent.
     poll_waits: AtomicWaker,
     asked_engine: AtomicBool,
@@ -281,7 +284,7 @@ impl Session {
 
     /// Closes the transport, without the DISCONNECT packet after which clients do not come back.
     pub(crate) fn close(&self, reason: CloseReason) {
-        let reason = *self.closing.get_or_init(|| reason);
+        let (reason, since) = *self.closing.get_or_init(|| (reason, Instant::now()));
         match (self.websocket.get(), self.sid.get()) {
             // Its queue is full because it does not read: there is no point in flushing it.
             (Some(conn), _) if reason == CloseReason::SlowConsumer => conn.abort(),
@@ -290,7 +293,9 @@ impl Session {
             (None, _) if matches!(reason, CloseReason::SlowConsumer | CloseReason::ParseError) => {
                 self.ask_engine();
             }
-            // The next poll that waits ends it, or this one; a client that does not poll again, the heartbeat.
+            // Who asks again, as a drain does, has waited long enough.
+            (None, _) if since.elapsed() > POLL_PATIENCE => self.ask_engine(),
+            // The poll that waits ends it, or the next one; a client that does not poll again, the heartbeat.
             (None, _) => self.poll_waits.wake(),
         }
     }
@@ -332,7 +337,10 @@ impl Session {
     /// Why the node closed it, if it did.
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {
         let stalled = self.websocket.get().is_some_and(|conn| conn.stalled());
-        self.closing.get().copied().or(stalled.then_some(CloseReason::WriteStalled))
+        self.closing
+            .get()
+            .map(|(reason, _)| *reason)
+            .or(stalled.then_some(CloseReason::WriteStalled))
     }
 }
 
