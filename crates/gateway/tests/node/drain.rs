@@ -98,3 +98,29 @@ async fn polling_sessions_are_closed_through_the_engine() {
     assert!(!body.contains("41"), "no DISCONNECT packet: {body}");
     node.ended().await;
 }
+
+#[tokio::test]
+async fn a_polling_client_takes_what_waits_for_it_along() {
+    let node = TestNode::start(&[("drain.spread", "0s")]).await;
+    let sid = open_polling(node.address).await;
+    // One that never polls holds nobody up.
+    open_polling(node.address).await;
+    let path = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
+    assert_eq!(get(node.address, &path).await, (200, "2".to_owned()), "the first ping");
+    let url = format!("http://{}{path}", node.address);
+    let connect = reqwest::Client::new().post(&url).body("40").send().await.expect("an answer");
+    assert_eq!(connect.status().as_u16(), 200);
+    assert!(get(node.address, &path).await.1.starts_with("40"), "connected");
+    let mut sender = Client::connect(node.address).await;
+    sender.ask(1, json!(["chat_message", "last words"])).await;
+    let draining = Instant::now();
+    node.shutdown.drain.cancel();
+    assert_eq!(sender.event().await, json!(["chat_message", "last words"]));
+    assert_eq!(sender.next().await, Packet::Closed);
+    assert_eq!(
+        get(node.address, &path).await,
+        (200, r#"42["chat_message","last words"]"#.to_owned())
+    );
+    node.ended().await;
+    assert!(draining.elapsed() < Duration::from_secs(5), "{:?}", draining.elapsed());
+}
