@@ -1,9 +1,11 @@
 //! The names of the Redis channels of one namespace.
 
+use std::sync::Arc;
+
 /// How peers call the channels of a namespace, and which of them are this node's.
 #[derive(Debug, Clone)]
 pub struct Channels {
-    broadcast: String,
+    broadcast: Arc<str>,
     request: String,
     response: String,
     own_response: String,
@@ -41,7 +43,7 @@ impl Channels {
     pub fn new(prefix: &str, nsp: &str, uid: &str) -> Self {
         let response = format!("{prefix}-response#{nsp}#");
         Self {
-            broadcast: format!("{prefix}#{nsp}#"),
+            broadcast: format!("{prefix}#{nsp}#").into(),
             request: format!("{prefix}-request#{nsp}#"),
             own_response: format!("{response}{uid}#"),
             response,
@@ -58,11 +60,11 @@ impl Channels {
         format!("{}{room}#", self.broadcast)
     }
 
-    /// Where a broadcast with these rooms is published.
-    pub fn for_rooms<R: AsRef<str>>(&self, rooms: &[R]) -> String {
+    /// Where a broadcast with these rooms is published. Shared, as most go to everyone.
+    pub fn for_rooms<R: AsRef<str>>(&self, rooms: &[R]) -> Arc<str> {
         match rooms {
-            [room] => self.room(room.as_ref()),
-            _ => self.broadcast.clone(),
+            [room] => self.room(room.as_ref()).into(),
+            _ => Arc::clone(&self.broadcast),
         }
     }
 
@@ -133,9 +135,9 @@ mod tests {
         let channels = Channels::new("socket.io", "/admin", "abc123");
         assert_eq!(channels.broadcast(), "socket.io#/admin#");
         assert_eq!(channels.room("r#1"), "socket.io#/admin#r#1#");
-        assert_eq!(channels.for_rooms(&["r"]), "socket.io#/admin#r#");
-        assert_eq!(channels.for_rooms(&["r", "s"]), "socket.io#/admin#");
-        assert_eq!(channels.for_rooms::<&str>(&[]), "socket.io#/admin#");
+        assert_eq!(&*channels.for_rooms(&["r"]), "socket.io#/admin#r#");
+        assert_eq!(&*channels.for_rooms(&["r", "s"]), "socket.io#/admin#");
+        assert_eq!(&*channels.for_rooms::<&str>(&[]), "socket.io#/admin#");
         assert_eq!(channels.pattern(), "socket.io#/admin#*");
         assert_eq!(channels.request(), "socket.io-request#/admin#");
         assert_eq!(channels.response(), "socket.io-response#/admin#");

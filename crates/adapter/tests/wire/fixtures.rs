@@ -100,7 +100,7 @@ fn broadcasts_are_read_and_written_as_node_does() {
         assert_eq!(opts.flags.volatile, expect["opts"]["flags"]["volatile"] == true, "{call}");
 
         let channels = Channels::new("socket.io", &broadcast.packet.ns, uid);
-        assert_eq!(channels.for_rooms(&opts.rooms), channel, "{call}");
+        assert_eq!(&*channels.for_rooms(&opts.rooms), channel, "{call}");
         let scope = match &opts.rooms[..] {
             [room] => Scope::Room(room),
             _ => Scope::Namespace,
