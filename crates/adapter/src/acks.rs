@@ -17,11 +17,11 @@ use socketioxide_core::{
     Sid, Value,
     adapter::{AckStreamItem, SocketEmitter, errors::SocketError},
 };
-use tokio::time::{Duration, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
     adapter::Recipients,
-    peers::{Peers, Question},
+    peers::{ACKS_MAX, Peers, Question},
     wire::Answer,
 };
 
@@ -74,9 +74,9 @@ impl PeersAcks {
         question: Option<Question>,
         peers: Arc<Peers>,
         number: Option<usize>,
-        timeout: Duration,
+        deadline: Instant,
     ) -> Self {
-        let deadline = Box::pin(sleep(timeout));
+        let deadline = Box::pin(sleep_until(deadline));
         Self { question, peers, peers_left: number, clients: 0, answered: 0, deadline }
     }
 
@@ -90,7 +90,7 @@ impl PeersAcks {
             match self.question.as_mut().map(|question| question.poll_answer(context)) {
                 Some(Poll::Ready(Some(Answer::ClientCount(clients)))) => {
                     self.peers_left = self.peers_left.map(|left| left.saturating_sub(1));
-                    self.clients = self.clients.saturating_add(clients as usize);
+                    self.clients = (self.clients + clients as usize).min(ACKS_MAX);
                 }
                 Some(Poll::Ready(Some(Answer::Ack(value)))) => {
                     self.answered += 1;

@@ -13,6 +13,8 @@ use socketioxide_core::{
     packet::{Packet, PacketData},
 };
 
+use tokio::time::{Instant, timeout_at};
+
 use crate::{
     acks::{AckStream, LocalAcks, PeersAcks},
     answers::{Asked, rooms_of},
@@ -482,11 +484,13 @@ impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
             opts.flags.timeout_ms = Some(timeout.as_millis() as u64);
             (peers, peers.ask_clients(&self.channels, packet.clone(), opts))
         });
+        let deadline = Instant::now() + timeout;
         let (_, here) = self.ask_clients(packet, opts, Some(timeout)).await;
         let Some((peers, question)) = asked else { return Ok(AckStream::new(here, None)) };
         // What keeps it from the peers keeps it from nobody here, and shows among the answers.
-        let number = peers.number(&self.channels).await.ok();
-        let elsewhere = PeersAcks::new(question.ok(), Arc::clone(peers), number, timeout);
+        let number = timeout_at(deadline, peers.number(&self.channels)).await;
+        let number = number.ok().and_then(Result::ok);
+        let elsewhere = PeersAcks::new(question.ok(), Arc::clone(peers), number, deadline);
         Ok(AckStream::new(here, Some(elsewhere)))
     }
 

@@ -33,6 +33,9 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that anybody may ask for.
 const ACK_TIMEOUT_MAX: Duration = Duration::from_secs(300);
 
+/// A handshake in an answer: far more than a browser's. Clients choose how large theirs is.
+const HANDSHAKE_BYTES_MAX: usize = 8 << 10;
+
 /// Sockets described before other tasks have their turn.
 const SOCKETS_PER_TURN: usize = 256;
 
@@ -98,7 +101,7 @@ impl<'a> Answers<'a> {
             }
             Command::Fetch { targets } => {
                 let sids = local.members(self::targets(targets.rooms, targets.except));
-                Some(Answer::Sockets(self.sockets(path, local, sids).await))
+                Some(self.sockets(path, local, &sids).await)
             }
             // No application code runs here that could listen; who waits hears so.
             Command::ServerSideEmit { .. } => {
@@ -150,20 +153,46 @@ impl<'a> Answers<'a> {
         }
     }
 
-    async fn sockets(&self, path: &str, local: &dyn Local, sids: Vec<Sid>) -> Vec<RemoteSocket> {
-        let mut sockets = Vec::with_capacity(sids.len());
-        for (described, sid) in sids.into_iter().enumerate() {
+    /// All about these sockets; about so many that an answer cannot hold it, what clients do not choose themselves:
+    /// a few hundred with large heads must not make a node's answers fail.
+    async fn sockets(&self, path: &str, local: &dyn Local, sids: &[Sid]) -> Answer {
+        let (mut sockets, complete) = self.described(path, local, sids, HANDSHAKE_BYTES_MAX).await;
+        if !complete {
+            // Should this not be all either, it is too large to be sent, and counted as that.
+            (sockets, _) = self.described(path, local, sids, 0).await;
+        }
+        Answer::Sockets(sockets)
+    }
+
+    /// Sockets, with handshakes of up to so many bytes each, and whether that is all of them. If not, it is a little
+    /// more than an answer can hold.
+    async fn described(
+        &self,
+        path: &str,
+        local: &dyn Local,
+        sids: &[Sid],
+        handshake_bytes_max: usize,
+    ) -> (Vec<RemoteSocket>, bool) {
+        let mut bytes = 0;
+        let mut sockets = Vec::new();
+        for (described, sid) in sids.iter().copied().enumerate() {
             if described % SOCKETS_PER_TURN == SOCKETS_PER_TURN - 1 {
                 tokio::task::yield_now().await;
             }
-            let handshake = (self.describe)(path, sid);
-            let handshake = handshake.and_then(|handshake| encode_handshake(&handshake).ok());
-            let Some(handshake) = handshake else { continue }; // It has left.
-            let id = sid.to_string();
+            let Some(handshake) = (self.describe)(path, sid) else { continue }; // It has left.
+            let whole = encode_handshake(&handshake).ok();
+            let whole = whole.filter(|whole| whole.len() <= handshake_bytes_max);
+            let handshake = whole.or_else(|| encode_handshake(&handshake.bare()).ok());
+            let Some(handshake) = handshake else { continue }; // It has no time that Node could tell.
             let rooms = rooms_of(local, sid);
-            sockets.push(RemoteSocket { id, handshake, rooms, data: "{}".to_owned() });
+            bytes += handshake.len() + rooms.iter().map(|room| room.len() + 3).sum::<usize>();
+            let data = "{}".to_owned();
+            sockets.push(RemoteSocket { id: sid.to_string(), handshake, rooms, data });
+            if bytes > self.peers.settings.answer_bytes_max {
+                return (sockets, false);
+            }
         }
-        sockets
+        (sockets, true)
     }
 
     /// Passes acknowledgements on to the peer that asked, while other messages are handled.

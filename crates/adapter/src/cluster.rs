@@ -283,7 +283,7 @@ impl<'a> Inbound<'a> {
 
     /// Gives an answer to whoever waits for it.
     fn hear(&mut self, message: &Message) {
-        let outcome = if self.peers.awaits_answers() {
+        let outcome = if self.peers.awaits(&message.payload) {
             let PeerSettings { limits, answer_bytes_max, .. } = &self.peers.settings;
             let limits = Limits { frame_bytes_max: *answer_bytes_max, ..*limits };
             match decode_response(&message.payload, &limits) {

@@ -24,7 +24,7 @@ use crate::{
     bus::{self, Bus},
     wire::{
         Answer, Channels, Command, Limits, Opts, Request, Response, WireError, encode_broadcast,
-        encode_request, encode_response,
+        encode_request, encode_response, peek_request_id,
     },
 };
 
@@ -32,8 +32,9 @@ use crate::{
 /// than this asks faster than peers answer.
 const QUESTIONS_MAX: usize = 1024;
 
-/// Acknowledgements that may wait for one who asked for them and does not take them.
-const ACKS_MAX: usize = 16_384;
+/// Acknowledgements that may wait for one who asked for them and does not take them; and the most that are waited
+/// for, whatever peers say.
+pub(crate) const ACKS_MAX: usize = 16_384;
 
 /// Bytes of answers that may wait for those who asked. Every peer may list all its sockets at once.
 const ANSWER_BYTES_MAX: usize = 128 << 20;
@@ -197,7 +198,8 @@ impl Peers {
         command: Command,
     ) -> Result<Vec<Answer>, RequestError> {
         let deadline = Instant::now() + self.settings.request_timeout;
-        let expected = self.number(channels).await?;
+        let expected = timeout_at(deadline, self.number(channels)).await;
+        let expected = expected.unwrap_or(Err(RequestError::Down))?;
         if expected == 0 {
             return Ok(Vec::new());
         }
@@ -263,9 +265,12 @@ impl Peers {
         }
     }
 
-    /// Whether anybody waits for an answer: if not, none need be read.
-    pub(crate) fn awaits_answers(&self) -> bool {
-        !self.waiting().is_empty()
+    /// Whether anybody waits for this answer: if not, it need not be read. Answers to others are as large as those
+    /// to this node, and come as often.
+    pub(crate) fn awaits(&self, frame: &[u8]) -> bool {
+        let waiting = self.waiting();
+        let named = || peek_request_id(frame).is_none_or(|id| waiting.contains_key(&*id));
+        !waiting.is_empty() && named()
     }
 
     /// Gives an answer of `bytes` to whoever waits for it.
@@ -306,7 +311,7 @@ impl Peers {
         // Unique in the cluster, as the node's name is.
         let number = self.next_question.fetch_add(1, Ordering::Relaxed);
         let id = format!("{}{number}", self.settings.uid);
-        let (sender, answers) = mpsc::channel(answers_max);
+        let (sender, answers) = mpsc::channel(answers_max.min(ACKS_MAX));
         waiting.insert(id.clone(), sender);
         self.metrics().requests_pending.inc();
         Ok(Question { id, answers, peers: Arc::clone(self) })

@@ -43,6 +43,7 @@ pub use channels::{Channels, Scope, Traffic, legacy_channel};
 pub use request::{Command, Request, Targets, Whom, decode_request, encode_request};
 pub use response::{
     Answer, Handshake, RemoteSocket, Response, decode_response, encode_handshake, encode_response,
+    peek_request_id,
 };
 
 /// Where Node's own recursion ends is somewhere beyond 1000 levels: nothing deeper is written or read.

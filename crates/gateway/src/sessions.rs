@@ -35,7 +35,7 @@ use tokio::{
 
 use crate::net::{ConnHandle, Owner, Permit};
 
-/// Polling sessions that wait to be closed. When it is full the next failed delivery asks again.
+/// Polling sessions that wait to be closed. When it is full, the next poll or the next batch of a drain asks again.
 const CLOSING_MAX: usize = 1024;
 
 /// A client for which more than this is waiting is behind: volatile events pass it by. Some messages may
@@ -187,6 +187,10 @@ impl Sessions {
 impl Recipients for Sessions {
     fn admit(&self, sid: Sid, bytes: usize, volatile: bool) -> Admission {
         let Some(session) = self.find(sid) else { return Admission::Gone };
+        // What came before it was closed still goes out (`poll`); what comes after would keep it open.
+        if session.websocket.get().is_none() && session.closing.get().is_some() {
+            return Admission::Gone;
+        }
         let waiting = session.waiting_bytes.load(Ordering::Relaxed);
         if volatile && waiting > BEHIND_BYTES {
             return Admission::Skip;

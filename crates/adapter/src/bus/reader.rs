@@ -121,6 +121,10 @@ impl Messages for Reader {
             match first(&self.unread) {
                 Ok(Some(Frame { message: Some([channel, payload]), end })) => {
                     let frame = self.unread.split_to(end).freeze();
+                    if end > READ_BYTES {
+                        // Not for ever in the buffer that was made for this one.
+                        self.unread = BytesMut::from(&self.unread[..]);
+                    }
                     let (channel, payload) = (frame.slice(channel), frame.slice(payload));
                     return Some(Message { channel, payload });
                 }

@@ -1,5 +1,7 @@
 //! What nodes answer one another.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
 use serde_json::value::RawValue;
@@ -77,6 +79,16 @@ pub struct Handshake {
     pub auth: String,
 }
 
+impl Handshake {
+    /// Without what the client chooses.
+    pub fn bare(self) -> Self {
+        let auth = "{}".to_owned();
+        let url = self.url.split('?').next().unwrap_or_default().to_owned();
+        let url = if url.len() > 256 { String::new() } else { url };
+        Self { headers: Vec::new(), query: Vec::new(), url, auth, ..self }
+    }
+}
+
 /// Writes a response.
 pub fn encode_response(response: &Response, limits: &Limits) -> Result<Vec<u8>, WireError> {
     let mut fields = Written { request_id: &response.request_id, kind: None, ..Written::default() };
@@ -120,6 +132,18 @@ pub fn decode_response(frame: &Bytes, limits: &Limits) -> Result<Response, WireE
         (_, None, None) => Answer::Done,
     };
     Ok(Response { request_id, answer })
+}
+
+/// What a response in JSON answers, without reading the rest; nothing if it is in MessagePack or no response.
+pub fn peek_request_id(frame: &[u8]) -> Option<Cow<'_, str>> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Peek<'a> {
+        #[serde(borrow)]
+        request_id: Cow<'a, str>,
+    }
+    let frame = frame.starts_with(b"{").then_some(frame)?;
+    serde_json::from_slice::<Peek<'_>>(frame).ok().map(|peek| peek.request_id)
 }
 
 /// Writes a handshake with the keys, in the order, and in the types that Node gives them.

@@ -74,6 +74,19 @@ async fn a_peer_that_says_nothing_is_missing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_peer_that_exaggerates_is_not_believed() {
+    const ACKS_MAX: usize = 16_384;
+    let hub = Hub::new();
+    let a = Node::join(&hub.link(), "node_a").await;
+    let mut stranger = Stranger::join(&hub.link(), &[channels("").request()]).await;
+    let acks = a.adapter.broadcast_with_ack(packet("q"), everyone(), Some(TIMEOUT)).await.unwrap();
+    assert!(stranger.next().await.contains("node_a0"), "its first question");
+    let count = r#"{"type":8,"requestId":"node_a0","clientCount":4294967295}"#;
+    stranger.publish(channels("").response(), count);
+    assert_eq!(all(acks).await, (vec![], ACKS_MAX));
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_the_bus_those_here_answer_and_the_rest_is_missing() {
     let hub = Hub::new();
     let link = hub.link();

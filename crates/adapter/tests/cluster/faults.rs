@@ -12,7 +12,7 @@ use socketioxide_core::adapter::CoreAdapter;
 use tokio::time::Instant;
 
 use crate::{
-    node::{Node, REQUEST_TIMEOUT, Stranger, channels, everyone},
+    node::{Node, REQUEST_TIMEOUT, Stranger, channels, everyone, room},
     sockets::settle,
 };
 
@@ -99,7 +99,13 @@ async fn so_many_questions_wait_and_no_more() {
 async fn an_answer_that_is_too_large_is_not_sent_and_counted() {
     let hub = Hub::new();
     let a = Node::join(&hub.link(), "node_a").await;
-    let b = Node::with(&hub.link(), "node_b", |it| it.answer_bytes_max = 1000).await;
+    let b = Node::with(&hub.link(), "node_b", |it| it.answer_bytes_max = 4000).await;
+    for _ in 0..10 {
+        b.socket(&["fat"]);
+    }
+    // With all about them they are more than an answer; without what clients chose they are not.
+    let found = a.adapter.fetch_sockets(room("fat")).await.unwrap();
+    assert_eq!(found.len(), 10);
     for _ in 0..10 {
         b.socket(&[]);
     }
@@ -115,8 +121,6 @@ async fn nonsense_is_counted_and_stops_nobody() {
     let sid = a.socket(&[]);
     let names = channels("node_a");
     let stranger = Stranger::join(&hub.link(), &[]).await;
-    let deep = [&[b'['; 100][..], &[b']'; 100]].concat();
-    let deep = [br#"{"type":6,"data":"#, &deep[..], b"}"].concat();
     let many = format!(r#"{{"type":2,"rooms":[{}"r"],"opts":{{}}}}"#, r#""r","#.repeat(200));
     let frames: Vec<(Ignored, Vec<u8>)> = vec![
         (Ignored::Malformed, b"".to_vec()),
@@ -125,7 +129,6 @@ async fn nonsense_is_counted_and_stops_nobody() {
         (Ignored::Malformed, b"nonsense".to_vec()),
         (Ignored::Malformed, vec![0xc1; 10]),
         (Ignored::UnknownRequest, br#"{"type":99}"#.to_vec()),
-        (Ignored::TooDeep, deep),
         (Ignored::TooManyRooms, many.into_bytes()),
         (Ignored::TooLarge, vec![b'{'; (1 << 20) + 1]),
         (Ignored::Own, br#"{"uid":"node_a","type":1,"requestId":"x"}"#.to_vec()),
@@ -137,6 +140,12 @@ async fn nonsense_is_counted_and_stops_nobody() {
         settle().await;
         assert_eq!(ignored(*reason), before + 1, "{reason:?}");
     }
+    // Deeper than events may be, and nobody here looks into it.
+    let deep = [&[b'['; 100][..], &[b']'; 100]].concat();
+    let deep = [br#"{"type":6,"data":"#, &deep[..], b"}"].concat();
+    stranger.publish(names.request(), deep);
+    settle().await;
+    assert_eq!(a.metrics.requests_received_total.of(Request::ServerSideEmit).get(), 1);
     for channel in [names.response(), names.own_response()] {
         let before = ignored(Ignored::Unasked);
         stranger.publish(channel, "nobody asked, so nobody reads");

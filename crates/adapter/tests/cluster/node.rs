@@ -135,7 +135,7 @@ pub(crate) fn found(socket: &RemoteSocketData) -> BroadcastOptions {
 
 fn handshake() -> Handshake {
     Handshake {
-        headers: vec![("host".to_owned(), "localhost".to_owned())],
+        headers: vec![("user-agent".to_owned(), "x".repeat(500))],
         issued_ms: 0,
         address: "127.0.0.1".to_owned(),
         xdomain: false,

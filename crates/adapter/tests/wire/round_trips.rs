@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 
 use antiphon_adapter::wire::{
-    Answer, Command, Opts, RemoteSocket, Request, Response, decode_broadcast, decode_request,
-    decode_response, encode_broadcast, encode_request, encode_response,
+    Answer, Command, Handshake, Opts, RemoteSocket, Request, Response, decode_broadcast,
+    decode_request, decode_response, encode_broadcast, encode_handshake, encode_request,
+    encode_response, peek_request_id,
 };
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -144,4 +145,28 @@ proptest! {
             prop_assert_eq!(decode_response(&frame, &LIMITS), Ok(response));
         }
     }
+}
+
+/// Clients may nest what they connect with as deep as events, and a peer's limits may be others.
+#[test]
+fn what_clients_say_of_themselves_may_be_deep() {
+    let depth = 10 * LIMITS.depth_max;
+    let auth = format!("{}{}", r#"{"a":"#.repeat(depth), "{}") + &"}".repeat(depth);
+    let handshake = Handshake {
+        headers: Vec::new(),
+        issued_ms: 0,
+        address: String::new(),
+        xdomain: false,
+        secure: false,
+        url: String::new(),
+        query: Vec::new(),
+        auth,
+    };
+    let handshake = encode_handshake(&handshake).expect("written");
+    let socket =
+        RemoteSocket { id: "x".to_owned(), handshake, rooms: vec![], data: "{}".to_owned() };
+    let response = Response { request_id: "r".to_owned(), answer: Answer::Sockets(vec![socket]) };
+    let frame = encode_response(&response, &LIMITS).expect("written");
+    assert_eq!(peek_request_id(&frame).as_deref(), Some("r"));
+    assert_eq!(decode_response(&frame.into(), &LIMITS), Ok(response));
 }

@@ -35,6 +35,9 @@ use super::{admission::Permit, frames::ClientFrames};
 /// masked (with zeros).
 const CLOSE_PACKET: [u8; 7] = [0x81, 0x81, 0, 0, 0, 0, b'1'];
 
+/// `2probe` and `5`, with which a client goes over from polling.
+const UPGRADE_PROBES: u8 = 2;
+
 // States, each past the one before; a connection begins with 0, open.
 const CLOSING: u8 = 1;
 const ABORTED: u8 = 2;
@@ -53,6 +56,8 @@ pub(crate) struct ConnHandle {
     state: AtomicU8,
     // Set once the connection is a WebSocket.
     owner: OnceLock<Weak<dyn Owner>>,
+    // Messages that the client sends before it may be closed.
+    probes: AtomicU8,
     stalled: AtomicBool,
     // Reading and writing happen in two tasks once the engine has split the WebSocket.
     reader: AtomicWaker,
@@ -61,7 +66,10 @@ pub(crate) struct ConnHandle {
 
 impl ConnHandle {
     /// From here on the client speaks WebSocket: the `101` response is on its way.
-    pub(crate) fn upgraded(&self, owner: Weak<dyn Owner>) {
+    /// If it comes from polling, its first messages belong to the engine's upgrade, and ending the session in
+    /// between would lose what is queued.
+    pub(crate) fn upgraded(&self, owner: Weak<dyn Owner>, from_polling: bool) {
+        self.probes.store(if from_polling { UPGRADE_PROBES } else { 0 }, Ordering::Release);
         let first = self.owner.set(owner);
         debug_assert!(first.is_ok(), "a connection is upgraded once");
     }
@@ -189,7 +197,8 @@ impl AsyncRead for Conn {
         if state == ABORTED {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        if state == CLOSING {
+        let probed = this.frames.messages() >= this.handle.probes.load(Ordering::Acquire);
+        if state == CLOSING && (probed || !websocket) {
             if !websocket {
                 return Poll::Ready(Ok(())); // End of stream: no further request.
             }
@@ -209,6 +218,7 @@ impl AsyncRead for Conn {
         if websocket {
             let frames_end = this.frames.advance(&buf.filled()[before..]);
             if state == CLOSING
+                && probed
                 && let Some(end) = frames_end
             {
                 // What the client sent after the frame that was under way is not accepted any more.

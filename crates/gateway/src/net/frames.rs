@@ -11,12 +11,18 @@ pub(crate) struct ClientFrames {
     payload_left: u64,
     /// The message goes on in a further frame.
     unfinished: bool,
+    messages: u8,
 }
 
 impl ClientFrames {
     /// Whether the stream stands between two messages.
     pub(crate) fn between(&self) -> bool {
         self.header_bytes == 0 && self.payload_left == 0 && !self.unfinished
+    }
+
+    /// How many messages have ended, of the first 255.
+    pub(crate) fn messages(&self) -> u8 {
+        self.messages
     }
 
     /// Takes the next bytes of the stream. Returns the first end of a message in them.
@@ -45,6 +51,7 @@ impl ClientFrames {
             }
             if self.between() {
                 first_end.get_or_insert(at);
+                self.messages = self.messages.saturating_add(1);
             }
         }
         first_end
