@@ -1,0 +1,563 @@
+//! Knows what each receiver should have got: finds what was lost, duplicated or reordered, and what it could
+//! not have got.
+//!
+//! While the run goes on a [`Ledger`] keeps, for each receiver and stream, the number that comes next and the gaps
+//! behind it. Afterwards [`judge`] looks at what is missing. It is **lost**, unless
+//!
+//! * it was *refused*: the sender was told so, and nobody got it;
+//! * its receiver was *not connected*: it is among the last messages before a disconnect (nothing of the stream
+//!   came after it on that connection, and it was sent no longer before than a dead connection may go unnoticed),
+//!   or was sent before the receiver was back;
+//! * its *sender's* connection ended, and the missing ones are the last that went out on it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+/// Gaps that a ledger keeps. One more counts as lost at once, and what fills it later as duplicated: a server that
+/// leaves a million holes has failed anyway.
+const GAPS_MAX: usize = 1 << 20;
+
+/// How exactly a stream remembers when its messages went out. Finer would cost memory in long runs.
+const TIMES_EVERY_US: u64 = 5_000;
+
+/// Culprits that are named.
+const CULPRITS_MAX: usize = 20;
+
+/// Who hears the senders of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hears {
+    /// Every client.
+    All,
+    /// Every client but the sender.
+    Others,
+    /// The sender.
+    Sender,
+    /// The sender's room. Client `c` is in room `c` modulo `rooms`.
+    Room {
+        /// How many rooms there are.
+        rooms: u32,
+        /// Whether the sender hears itself.
+        sender_too: bool,
+    },
+}
+
+/// The streams of one flow: one for each sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scope {
+    /// Who hears them.
+    pub hears: Hears,
+    /// How many there are.
+    pub senders: u32,
+    /// The client that is the first sender.
+    pub first_client: u32,
+    /// The stream of the first sender.
+    pub first_stream: u32,
+    /// Where the flow's places begin in each receiver's part of the ledger.
+    pub offset: u32,
+}
+
+impl Scope {
+    /// Places that each receiver needs for the flow.
+    pub fn places(&self) -> u32 {
+        match self.hears {
+            Hears::All | Hears::Others => self.senders,
+            Hears::Sender => 1,
+            Hears::Room { rooms, .. } => self.senders.div_ceil(rooms),
+        }
+    }
+
+    /// The place of `sender` (counted within the flow) with `receiver`, or `None`: it is not meant to hear it.
+    #[inline]
+    pub fn place(&self, receiver: u32, sender: u32) -> Option<u32> {
+        let own = self.first_client + sender == receiver;
+        match self.hears {
+            Hears::All => Some(self.offset + sender),
+            Hears::Others => (!own).then_some(self.offset + sender),
+            Hears::Sender => own.then_some(self.offset),
+            Hears::Room { rooms, sender_too } => {
+                let room = (self.first_client + sender) % rooms;
+                (room == receiver % rooms && (sender_too || !own))
+                    .then_some(self.offset + sender / rooms)
+            }
+        }
+    }
+
+    /// How many of `clients` clients hear `sender`.
+    pub fn audience(&self, sender: u32, clients: u32) -> u32 {
+        match self.hears {
+            Hears::All => clients,
+            Hears::Others => clients - 1,
+            Hears::Sender => 1,
+            Hears::Room { rooms, sender_too } => {
+                let room = (self.first_client + sender) % rooms;
+                (clients + rooms - 1 - room) / rooms - u32::from(!sender_too)
+            }
+        }
+    }
+
+    /// The senders that `receiver` hears.
+    fn heard_by(&self, receiver: u32) -> impl Iterator<Item = u32> {
+        let scope = *self;
+        let (start, step, count) = match scope.hears {
+            Hears::All | Hears::Others => (0, 1, scope.senders),
+            Hears::Sender => match receiver.checked_sub(scope.first_client) {
+                Some(sender) if sender < scope.senders => (sender, 1, 1),
+                _ => (0, 1, 0),
+            },
+            Hears::Room { rooms, .. } => {
+                let start = (receiver % rooms + rooms - scope.first_client % rooms) % rooms;
+                (start, rooms, scope.senders.saturating_sub(start).div_ceil(rooms))
+            }
+        };
+        (0..count)
+            .map(move |i| start + i * step)
+            .filter(move |&s| scope.place(receiver, s).is_some())
+    }
+}
+
+/// What a number says about its delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finding {
+    /// It is the next one, or there is a gap before it.
+    New,
+    /// It comes after one that was sent later.
+    Reordered,
+    /// It was here before.
+    Duplicated,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Gap {
+    start: u32,
+    end: u32,
+    found_us: u64,
+}
+
+/// What the receivers of one worker have got.
+#[derive(Debug)]
+pub struct Ledger {
+    /// By receiver and place: the number that comes next.
+    next: Vec<u32>,
+    gaps: HashMap<usize, Vec<Gap>>,
+    gap_count: usize,
+    /// Numbers in gaps at present.
+    missing: u64,
+    /// Numbers in gaps that were one too many.
+    given_up: u64,
+}
+
+impl Ledger {
+    /// For so many receivers and places of each.
+    pub fn new(receivers: usize, places: usize) -> Self {
+        let next = vec![0; receivers * places];
+        Self { next, gaps: HashMap::new(), gap_count: 0, missing: 0, given_up: 0 }
+    }
+
+    /// A message is here. `slot` is receiver × places + place.
+    #[inline]
+    pub fn note(&mut self, slot: usize, number: u32, now_us: u64) -> Finding {
+        let next = self.next[slot];
+        if number == next {
+            self.next[slot] = number.saturating_add(1);
+            return Finding::New;
+        }
+        self.note_odd(slot, number, now_us)
+    }
+
+    #[cold]
+    fn note_odd(&mut self, slot: usize, number: u32, now_us: u64) -> Finding {
+        let next = self.next[slot];
+        if number > next {
+            self.next[slot] = number.saturating_add(1);
+            if self.gap_count == GAPS_MAX {
+                self.given_up += u64::from(number - next);
+            } else {
+                let gap = Gap { start: next, end: number, found_us: now_us };
+                self.gaps.entry(slot).or_default().push(gap);
+                self.gap_count += 1;
+                self.missing += u64::from(number - next);
+            }
+            return Finding::New;
+        }
+        let Some(gaps) = self.gaps.get_mut(&slot) else { return Finding::Duplicated };
+        // Gaps are in the order of their numbers.
+        let at = gaps.partition_point(|gap| gap.end <= number);
+        let Some(gap) = gaps.get(at).copied().filter(|gap| gap.start <= number) else {
+            return Finding::Duplicated;
+        };
+        let left = Gap { end: number, ..gap };
+        let right = Gap { start: number + 1, ..gap };
+        let rest = [left, right].into_iter().filter(|gap| gap.start < gap.end);
+        gaps.splice(at..=at, rest);
+        self.gap_count =
+            self.gap_count + usize::from(number > gap.start) + usize::from(number + 1 < gap.end)
+                - 1;
+        self.missing -= 1;
+        Finding::Reordered
+    }
+
+    /// Messages that are missing although later ones are here.
+    pub fn missing(&self) -> u64 {
+        self.missing + self.given_up
+    }
+}
+
+/// Why a stream broke off at its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// When this was noticed.
+    pub at_us: u64,
+    /// How long it may have gone unnoticed.
+    pub patience_us: u64,
+    /// The last number that went out before.
+    pub last: u32,
+}
+
+/// What one sender has sent.
+#[derive(Debug, Clone, Default)]
+pub struct Sent {
+    /// How many messages, warm-up included.
+    pub count: u32,
+    /// The first that counts; `None` if none does.
+    pub first_counted: Option<u32>,
+    /// How many the server refused.
+    pub refused: u64,
+    /// Where its connection ended.
+    pub ends: Vec<End>,
+    /// From which number on messages went out no earlier than this.
+    times: Vec<(u64, u32)>,
+}
+
+impl Sent {
+    /// The next number, which goes out now.
+    pub fn take_number(&mut self, now_us: u64, counts: bool) -> u32 {
+        let number = self.count;
+        if self.times.last().is_none_or(|(at, _)| now_us >= at + TIMES_EVERY_US) {
+            self.times.push((now_us, number));
+        }
+        if counts && self.first_counted.is_none() {
+            self.first_counted = Some(number);
+        }
+        self.count += 1;
+        number
+    }
+
+    /// How many count.
+    pub fn counted(&self) -> u32 {
+        self.first_counted.map_or(0, |first| self.count - first)
+    }
+
+    /// The first number that was sent at that time or later, as exactly as is known: those in doubt are included.
+    fn first_since(&self, us: u64) -> u32 {
+        let after = self.times.partition_point(|(at, _)| *at <= us);
+        self.times.get(after.saturating_sub(1)).map_or(self.count, |(_, number)| *number)
+    }
+
+    /// The first number that was surely sent after that time.
+    fn first_after(&self, us: u64) -> u32 {
+        let after = self.times.partition_point(|(at, _)| *at <= us);
+        self.times.get(after).map_or(self.count, |(_, number)| *number)
+    }
+
+    /// About when a number was sent.
+    fn sent_at(&self, number: u32) -> u64 {
+        let after = self.times.partition_point(|(_, first)| *first <= number);
+        self.times.get(after.saturating_sub(1)).map_or(0, |(at, _)| *at)
+    }
+}
+
+/// A time during which a client was not connected.
+#[derive(Debug, Clone, Copy)]
+pub struct Absence {
+    /// Which client.
+    pub client: u32,
+    /// When its disconnect was noticed.
+    pub from_us: u64,
+    /// How long that may have gone unnoticed.
+    pub patience_us: u64,
+    /// When it was back.
+    pub until_us: u64,
+    /// Why it was disconnected.
+    pub reason: &'static str,
+}
+
+/// Two clients between whom something went wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Culprit {
+    /// The client that should have heard.
+    pub receiver: u32,
+    /// The client that sent (for `push`: the publisher's stream).
+    pub sender: u32,
+    /// What went wrong.
+    pub what: &'static str,
+    /// How often.
+    pub count: u64,
+    /// The number of the first message concerned.
+    pub first_number: u32,
+}
+
+/// Collects culprits, each pair once.
+#[derive(Debug, Default)]
+pub struct Culprits(HashMap<(u32, u32, &'static str), (u64, u32)>);
+
+impl Culprits {
+    /// Pairs that are kept; later ones are only counted in the totals.
+    const PAIRS_MAX: usize = 10_000;
+
+    /// Something went wrong between these two.
+    pub fn add(&mut self, receiver: u32, sender: u32, what: &'static str, count: u64, first: u32) {
+        let full = self.0.len() >= Self::PAIRS_MAX;
+        let key = (receiver, sender, what);
+        if full && !self.0.contains_key(&key) {
+            return;
+        }
+        let entry = self.0.entry(key).or_insert((0, first));
+        entry.0 += count;
+        entry.1 = entry.1.min(first);
+    }
+
+    /// All of the other's.
+    pub fn merge(&mut self, other: Self) {
+        for ((receiver, sender, what), (count, first)) in other.0 {
+            self.add(receiver, sender, what, count, first);
+        }
+    }
+
+    /// The worst of them, worst first.
+    pub fn worst(self) -> Vec<Culprit> {
+        let all = self.0.into_iter();
+        let mut all: Vec<_> = all
+            .map(|((receiver, sender, what), (count, first_number))| Culprit {
+                receiver,
+                sender,
+                what,
+                count,
+                first_number,
+            })
+            .collect();
+        all.sort_by_key(|c| (u64::MAX - c.count, c.what, c.receiver, c.sender));
+        all.truncate(CULPRITS_MAX);
+        all
+    }
+}
+
+/// All that was seen in a run.
+#[derive(Debug)]
+pub struct Evidence<'a> {
+    /// The flows.
+    pub scopes: &'a [Scope],
+    /// How many clients there are.
+    pub clients: u32,
+    /// What went out, by stream.
+    pub sent: &'a [Sent],
+    /// Of each worker: its ledger, and its clients in the order of the ledger.
+    pub ledgers: &'a [(Ledger, Vec<u32>)],
+    /// When clients were away.
+    pub absences: &'a [Absence],
+    /// When sending that counts began; seconds are counted from there.
+    pub counted_from_us: u64,
+}
+
+/// What became of the messages that did not arrive. Only messages that count are in here.
+#[derive(Debug, Default)]
+pub struct Judgement {
+    /// Deliveries that there should have been.
+    pub expected: u64,
+    /// Deliveries that nobody can account for.
+    pub lost: u64,
+    /// The same by the second in which the message was sent.
+    pub lost_by_second: BTreeMap<u64, u64>,
+    /// Deliveries to clients that were not connected, by reason.
+    pub not_connected: BTreeMap<String, u64>,
+    /// The same of all messages, the warm-up's too.
+    pub not_connected_ever: u64,
+    /// Messages that the server refused.
+    pub refused: u64,
+    /// Numbers that arrived and that nobody has sent.
+    pub never_sent: u64,
+    /// Who missed what.
+    pub culprits: Culprits,
+}
+
+/// A part of a stream that one receiver has not got.
+struct Missing {
+    receiver: u32,
+    scope: usize,
+    sender: u32,
+    numbers: Range<u32>,
+    found_us: u64,
+}
+
+/// Says what became of everything that is missing.
+pub fn judge(evidence: &Evidence<'_>) -> Judgement {
+    let mut judgement = Judgement::default();
+    let missing = find_missing(evidence, &mut judgement);
+    let refused = find_refused(evidence, &missing);
+    for (scope, sender, stream) in streams(evidence) {
+        let sent = &evidence.sent[stream];
+        let counted = sent.first_counted.unwrap_or(sent.count)..sent.count;
+        let refused: u32 = refused
+            .get(&stream)
+            .map_or(0, |parts| parts.iter().map(|part| clip(part, &counted).len() as u32).sum());
+        let audience = u64::from(scope.audience(sender, evidence.clients));
+        judgement.refused += u64::from(refused);
+        judgement.expected += u64::from(counted.len() as u32 - refused) * audience;
+    }
+    let mut absences: HashMap<u32, Vec<&Absence>> = HashMap::new();
+    for absence in evidence.absences {
+        absences.entry(absence.client).or_default().push(absence);
+    }
+    for missing in &missing {
+        let absences = absences.get(&missing.receiver).map_or(&[][..], |list| list);
+        let stream = (evidence.scopes[missing.scope].first_stream + missing.sender) as usize;
+        let refused = refused.get(&stream).map_or(&[][..], |list| list);
+        classify(evidence, missing, absences, refused, &mut judgement);
+    }
+    judgement.lost += evidence.ledgers.iter().map(|(ledger, _)| ledger.given_up).sum::<u64>();
+    judgement
+}
+
+fn streams<'a>(evidence: &'a Evidence<'_>) -> impl Iterator<Item = (&'a Scope, u32, usize)> {
+    let of = |scope: &'a Scope| {
+        (0..scope.senders)
+            .map(move |sender| (scope, sender, (scope.first_stream + sender) as usize))
+    };
+    evidence.scopes.iter().flat_map(of)
+}
+
+fn find_missing(evidence: &Evidence<'_>, judgement: &mut Judgement) -> Vec<Missing> {
+    let places: u32 = evidence.scopes.iter().map(Scope::places).sum();
+    let mut missing = Vec::new();
+    for (ledger, receivers) in evidence.ledgers {
+        for (local, &receiver) in receivers.iter().enumerate() {
+            for (scope_at, scope) in evidence.scopes.iter().enumerate() {
+                for sender in scope.heard_by(receiver) {
+                    let place = scope.place(receiver, sender).expect("it is heard");
+                    let slot = local * places as usize + place as usize;
+                    let count = evidence.sent[(scope.first_stream + sender) as usize].count;
+                    let next = ledger.next[slot];
+                    judgement.never_sent += u64::from(next.saturating_sub(count).min(1));
+                    let mut note = |numbers: Range<u32>, found_us| {
+                        let numbers = clip(&numbers, &(0..count));
+                        if !numbers.is_empty() {
+                            let scope = scope_at;
+                            missing.push(Missing { receiver, scope, sender, numbers, found_us });
+                        }
+                    };
+                    for gap in ledger.gaps.get(&slot).into_iter().flatten() {
+                        note(gap.start..gap.end, gap.found_us);
+                    }
+                    note(next..count, u64::MAX);
+                }
+            }
+        }
+    }
+    missing
+}
+
+/// The numbers of each stream that nobody got, as many as its sender was refused, the earliest first.
+fn find_refused(evidence: &Evidence<'_>, missing: &[Missing]) -> HashMap<usize, Vec<Range<u32>>> {
+    let mut edges: HashMap<usize, Vec<(u32, i64)>> = HashMap::new();
+    for part in missing {
+        let stream = (evidence.scopes[part.scope].first_stream + part.sender) as usize;
+        if evidence.sent[stream].refused > 0 {
+            let edges = edges.entry(stream).or_default();
+            edges.extend([(part.numbers.start, 1), (part.numbers.end, -1)]);
+        }
+    }
+    let mut refused = HashMap::new();
+    for (scope, sender, stream) in streams(evidence) {
+        let Some(mut edges) = edges.remove(&stream) else { continue };
+        edges.sort_unstable();
+        let audience = i64::from(scope.audience(sender, evidence.clients));
+        let (mut left, mut depth) = (evidence.sent[stream].refused, 0);
+        let mut parts: Vec<Range<u32>> = Vec::new();
+        for pair in edges.windows(2) {
+            depth += pair[0].1;
+            let take = u64::from(pair[1].0 - pair[0].0).min(left) as u32;
+            if depth == audience && take > 0 {
+                parts.push(pair[0].0..pair[0].0 + take);
+                left -= u64::from(take);
+            }
+        }
+        refused.insert(stream, parts);
+    }
+    refused
+}
+
+fn classify(
+    evidence: &Evidence<'_>,
+    missing: &Missing,
+    absences: &[&Absence],
+    refused: &[Range<u32>],
+    judgement: &mut Judgement,
+) {
+    let scope = &evidence.scopes[missing.scope];
+    let sent = &evidence.sent[(scope.first_stream + missing.sender) as usize];
+    let counted = sent.first_counted.unwrap_or(sent.count)..sent.count;
+    let mut rest = vec![missing.numbers.clone()];
+    for part in refused {
+        subtract(&mut rest, part);
+    }
+    let mut excuse = |numbers: Range<u32>, reason: &str, rest: &mut Vec<Range<u32>>| {
+        let excused = subtract(rest, &numbers);
+        judgement.not_connected_ever += total(&excused);
+        let count: u64 = excused.iter().map(|part| clip(part, &counted).len() as u64).sum();
+        if count > 0 {
+            *judgement.not_connected.entry(reason.to_owned()).or_default() += count;
+        }
+    };
+    // A gap that was found while connected is no excuse of a later absence.
+    for absence in absences.iter().filter(|absence| absence.until_us <= missing.found_us) {
+        let from = sent.first_since(absence.from_us.saturating_sub(absence.patience_us));
+        excuse(from..sent.first_after(absence.until_us), absence.reason, &mut rest);
+    }
+    for end in sent.ends.iter().filter(|end| missing.numbers.contains(&end.last)) {
+        let from = sent.first_since(end.at_us.saturating_sub(end.patience_us));
+        excuse(from..end.last + 1, "its sender's connection ended", &mut rest);
+    }
+    for part in rest.iter().map(|part| clip(part, &counted)).filter(|part| !part.is_empty()) {
+        let count = part.len() as u64;
+        judgement.lost += count;
+        let sender = scope.first_client + missing.sender;
+        judgement.culprits.add(missing.receiver, sender, "lost", count, part.start);
+        let mut at = part.start;
+        while at < part.end {
+            let second = sent.sent_at(at).saturating_sub(evidence.counted_from_us) / 1_000_000;
+            let end = evidence.counted_from_us + (second + 1) * 1_000_000 - 1;
+            let next = sent.first_after(end).clamp(at + 1, part.end);
+            *judgement.lost_by_second.entry(second).or_default() += u64::from(next - at);
+            at = next;
+        }
+    }
+}
+
+fn clip(part: &Range<u32>, to: &Range<u32>) -> Range<u32> {
+    let start = part.start.max(to.start);
+    start..part.end.min(to.end).max(start)
+}
+
+fn total(parts: &[Range<u32>]) -> u64 {
+    parts.iter().map(|part| part.len() as u64).sum()
+}
+
+/// Takes `part` out of `from`; what was taken.
+fn subtract(from: &mut Vec<Range<u32>>, part: &Range<u32>) -> Vec<Range<u32>> {
+    let mut taken = Vec::new();
+    let mut rest = Vec::with_capacity(from.len() + 1);
+    for whole in from.drain(..) {
+        let middle = clip(part, &whole);
+        if middle.is_empty() {
+            rest.push(whole);
+            continue;
+        }
+        rest.extend(
+            [whole.start..middle.start, middle.end..whole.end]
+                .into_iter()
+                .filter(|r| !r.is_empty()),
+        );
+        taken.push(middle);
+    }
+    *from = rest;
+    taken
+}
