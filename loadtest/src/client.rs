@@ -106,6 +106,8 @@ pub struct Outcome {
     pub sent: Vec<(u32, Sent)>,
     /// When its clients were away.
     pub absences: Vec<Absence>,
+    /// The last second, which was not over.
+    pub second: Second,
     /// Counts.
     pub counts: Counts,
 }

@@ -37,6 +37,8 @@ pub struct Published {
     pub sent: Vec<(u32, Sent)>,
     /// Messages that were due while Redis did not take them.
     pub unsent: u64,
+    /// The last second, which was not over.
+    pub second: Second,
 }
 
 impl Publisher {
@@ -63,77 +65,100 @@ impl Publisher {
 
     /// Publishes until it is told that the run is over.
     pub fn run(self) -> Published {
-        let plan = &self.plan;
+        let plan = self.plan.clone();
         let streams =
-            flows(plan).flat_map(|f| f.scope.first_stream..f.scope.first_stream + f.scope.senders);
-        let mut published = Published {
-            sent: streams.map(|stream| (stream, Sent::default())).collect(),
-            unsent: 0,
-        };
+            flows(&plan).flat_map(|f| f.scope.first_stream..f.scope.first_stream + f.scope.senders);
+        let sent = streams.map(|stream| (stream, Sent::default())).collect();
+        let mut published = Published { sent, ..Published::default() };
         let mut connection = None;
-        let mut next = vec![0u64; flows(plan).count()];
-        let (mut due, mut second) = (0, Second::default());
+        let mut next = vec![0u64; flows(&plan).count()];
+        let mut update = Update { worker: plan.threads as usize, ..Update::default() };
+        let mut next_update_us = 0;
         while !self.control.over.load(Ordering::Relaxed) {
             let now_us = self.clock.now_us();
-            let from_us = self.control.send_from.load(Ordering::Relaxed);
-            let until_us = self.control.send_until.load(Ordering::Relaxed);
-            let count_from_us = self.control.count_from.load(Ordering::Relaxed);
-            let mut wake_us = now_us + SLEEP_MAX_US;
-            let mut batch = redis::pipe();
-            let mut heads = Vec::new();
-            for (at, flow) in flows(plan).enumerate() {
-                while heads.len() < BATCH_MAX && from_us != NEVER && flow.scope.senders > 0 {
-                    let planned_us =
-                        from_us.saturating_add(flow.pace.due_us(next[at]).unwrap_or(NEVER));
-                    if planned_us > now_us || planned_us >= until_us {
-                        wake_us = wake_us.min(planned_us);
-                        break;
-                    }
-                    let sender = (next[at] % u64::from(flow.scope.senders)) as u32;
-                    next[at] += 1;
-                    heads.push((flow, flow.scope.first_stream + sender, planned_us));
-                }
-            }
+            let (heads, wake_us) = self.take_due(&mut next, now_us);
             if !heads.is_empty() {
-                // A number that Redis did not get stays with the sender: it is taken only when all is well.
-                let counts = |planned_us| planned_us >= count_from_us;
-                if connection.is_none() {
-                    connection = self.client.get_connection_with_timeout(PATIENCE).ok();
-                }
-                let Some(redis) = &mut connection else {
-                    published.unsent += heads.iter().filter(|(.., at)| counts(*at)).count() as u64;
-                    continue;
-                };
-                for (flow, stream, planned_us) in &heads {
-                    let Some((_, sent)) = published.sent.iter_mut().find(|(s, _)| s == stream)
-                    else {
-                        continue;
-                    };
-                    let number = sent.take_number(now_us, counts(*planned_us));
-                    let head = Head { stream: *stream, number, planned_us: *planned_us };
-                    batch.publish(CHANNEL, frame(self.run, flow, head)).ignore();
-                    due += u64::from(plan.clients);
-                    second.sent += 1;
-                }
-                if let Err(error) = batch.exec(redis) {
-                    // What Redis has of the batch is not known: the oracle will say what arrived.
-                    eprintln!("publishing: {error}");
-                    connection = None;
+                self.publish(&heads, &mut connection, &mut published, now_us);
+            }
+            update.seconds.extend(self.end_second(&mut published, now_us));
+            if now_us >= next_update_us {
+                next_update_us = now_us + SLEEP_MAX_US;
+                let sent =
+                    published.sent.iter().map(|(_, sent)| u64::from(sent.count)).sum::<u64>();
+                update.due = sent * u64::from(plan.clients);
+                // A coordinator that is behind hears it next time.
+                if self.updates.try_send(update.clone()).is_ok() {
+                    update.seconds.clear();
                 }
             }
-            let index = now_us.saturating_sub(count_from_us) / 1_000_000;
-            let mut update = Update { worker: plan.threads as usize, due, ..Update::default() };
-            if now_us >= count_from_us && index > second.index {
-                update
-                    .seconds
-                    .push(std::mem::replace(&mut second, Second { index, ..Second::default() }));
-            }
-            // The coordinator drains quickly; a full channel loses one sum, which the next one repeats.
-            let _ = self.updates.try_send(update);
             let wait_us = wake_us.saturating_sub(self.clock.now_us());
             std::thread::sleep(Duration::from_micros(wait_us));
         }
         published
+    }
+
+    /// What is due: flow, stream, planned time. And when to look again.
+    fn take_due(&self, next: &mut [u64], now_us: u64) -> (Vec<(&Flow, u32, u64)>, u64) {
+        let from_us = self.control.send_from.load(Ordering::Relaxed);
+        let until_us = self.control.send_until.load(Ordering::Relaxed);
+        let (mut heads, mut wake_us) = (Vec::new(), now_us + SLEEP_MAX_US);
+        if from_us == NEVER {
+            return (heads, wake_us);
+        }
+        for (flow, next) in flows(&self.plan).zip(next).filter(|(flow, _)| flow.scope.senders > 0) {
+            while heads.len() < BATCH_MAX {
+                let planned_us = from_us.saturating_add(flow.pace.due_us(*next).unwrap_or(NEVER));
+                if planned_us > now_us || planned_us >= until_us {
+                    wake_us = wake_us.min(planned_us);
+                    break;
+                }
+                let sender = (*next % u64::from(flow.scope.senders)) as u32;
+                heads.push((flow, flow.scope.first_stream + sender, planned_us));
+                *next += 1;
+            }
+        }
+        (heads, wake_us)
+    }
+
+    fn publish(
+        &self,
+        heads: &[(&Flow, u32, u64)],
+        connection: &mut Option<redis::Connection>,
+        published: &mut Published,
+        now_us: u64,
+    ) {
+        let count_from_us = self.control.count_from.load(Ordering::Relaxed);
+        if connection.is_none() {
+            *connection = self.client.get_connection_with_timeout(PATIENCE).ok();
+        }
+        let Some(redis) = connection else {
+            let counted = heads.iter().filter(|(.., planned_us)| *planned_us >= count_from_us);
+            published.unsent += counted.count() as u64;
+            return;
+        };
+        let mut batch = redis::pipe();
+        for &(flow, stream, planned_us) in heads {
+            let Some((_, sent)) = published.sent.iter_mut().find(|(s, _)| *s == stream) else {
+                continue;
+            };
+            let counts = planned_us >= count_from_us;
+            let number = sent.take_number(now_us, counts);
+            published.second.sent += u64::from(counts);
+            let head = Head { stream, number, planned_us };
+            batch.publish(CHANNEL, frame(self.run, flow, head)).ignore();
+        }
+        if let Err(error) = batch.exec(redis) {
+            // What Redis has of the batch is not known: the oracle will say what arrived.
+            eprintln!("publishing: {error}");
+            *connection = None;
+        }
+    }
+
+    fn end_second(&self, published: &mut Published, now_us: u64) -> Option<Second> {
+        let count_from_us = self.control.count_from.load(Ordering::Relaxed);
+        let index = now_us.checked_sub(count_from_us)? / 1_000_000;
+        let next = Second { index, ..Second::default() };
+        (index > published.second.index).then(|| std::mem::replace(&mut published.second, next))
     }
 }
 

@@ -270,6 +270,7 @@ impl Course {
                 self.started = SystemTime::now();
                 self.sampled_us = 0;
                 self.sample();
+                self.own = procs::usage(std::process::id()).unwrap_or_default();
                 self.watched.iter_mut().for_each(|watched| watched.at_count = watched.last);
             }
             if counting {
@@ -318,10 +319,7 @@ impl Course {
             match self.updates.recv_timeout(wait) {
                 Ok(mut update) => {
                     for second in update.seconds.drain(..) {
-                        let (sum, _) = self.seconds.entry(second.index).or_default();
-                        sum.sent += second.sent;
-                        sum.delivered += second.delivered;
-                        sum.latencies.add(&second.latencies);
+                        self.add_second(&second);
                     }
                     let worker = update.worker;
                     self.known[worker] = update;
@@ -331,6 +329,13 @@ impl Course {
                 Err(RecvTimeoutError::Disconnected) => return std::thread::sleep(wait),
             }
         }
+    }
+
+    fn add_second(&mut self, second: &Second) {
+        let (sum, _) = self.seconds.entry(second.index).or_default();
+        sum.sent += second.sent;
+        sum.delivered += second.delivered;
+        sum.latencies.add(&second.latencies);
     }
 
     fn sum(&self) -> Sum {
@@ -435,8 +440,13 @@ struct Seen {
 }
 
 impl Seen {
-    fn new(course: Course, outcomes: Vec<Outcome>, published: Published) -> Self {
+    fn new(mut course: Course, outcomes: Vec<Outcome>, published: Published) -> Self {
         let scopes = course.plan.scopes();
+        // Without measuring, all that there is belongs to the warm-up.
+        if course.measured_us > 0 {
+            outcomes.iter().for_each(|outcome| course.add_second(&outcome.second));
+            course.add_second(&published.second);
+        }
         let streams = scopes.iter().map(|scope| scope.senders as usize).sum();
         let mut seen = Self {
             counts: Counts {

@@ -150,6 +150,12 @@ impl Client {
         let body = self.polling.as_ref().map_or(0, |polling| polling.body.len());
         self.out.len() - self.out_at + body > OUT_BYTES_MAX
     }
+
+    /// Whether a goodbye is on its way.
+    pub(super) fn is_leaving(&self) -> bool {
+        let busy = |polling: &Polling| polling.post_busy || !polling.body.is_empty();
+        self.state == State::Open && self.polling.as_deref().is_some_and(busy)
+    }
 }
 
 impl Worker {
@@ -709,6 +715,13 @@ impl Worker {
                 until_us: u64::MAX,
                 reason: away.reason,
             });
+        }
+    }
+
+    /// Says goodbye, if the session would not end otherwise.
+    pub(super) fn close_session(&mut self, at: usize) {
+        if self.clients[at].polling.is_some() && self.clients[at].state == State::Open {
+            self.send(at, |out| out.push(b'1'));
         }
     }
 

@@ -37,6 +37,9 @@ const SENDS_IN_A_ROW: usize = 256;
 /// In a closed loop, a sender of whose messages none was done for so long takes them for lost, and goes on.
 const STUCK_US: u64 = 5_000_000;
 
+/// How long sessions that poll may take to end.
+const LEAVE_US: u64 = 1_000_000;
+
 const ALARM: Token = Token(usize::MAX);
 
 /// A worker could not be set up.
@@ -258,7 +261,28 @@ impl Worker {
             }
         }
         self.finish_absences();
+        self.take_leave(&mut events)?;
         Ok(self.outcome())
+    }
+
+    /// A WebSocket that ends is the end of its session; one that polls has to say so, or the server would keep
+    /// it, and serve it in the next run.
+    fn take_leave(&mut self, events: &mut Events) -> Result<(), WorkerError> {
+        let deadline_us = self.clock.now_us() + LEAVE_US;
+        (0..self.clients.len()).for_each(|at| self.close_session(at));
+        self.flush_all();
+        while self.clients.iter().any(Client::is_leaving) && self.clock.now_us() < deadline_us {
+            match self.poll.poll(events, Some(Duration::from_micros(SLEEP_MAX_US))) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                    return Err(error.into());
+                }
+                _ => {}
+            }
+            for event in events.iter().filter(|event| event.token() != ALARM) {
+                self.ready(event.token().0, event);
+            }
+        }
+        Ok(())
     }
 
     fn outcome(mut self) -> Outcome {
@@ -270,6 +294,7 @@ impl Worker {
             ledger: (self.intake.ledger, receivers),
             sent: self.senders.into_iter().map(|sender| (sender.stream, sender.sent)).collect(),
             absences: self.absences,
+            second: self.intake.second,
             counts: self.intake.counts,
         }
     }
