@@ -50,7 +50,9 @@ impl Latencies {
 
     /// What `percent` of them did not exceed.
     pub fn percentile(&self, percent: f64) -> u64 {
-        if self.0.is_empty() { 0 } else { self.0.value_at_quantile(percent / 100.0) }
+        // 99.9 / 100 is a little above 0.999, and would be one sample too far.
+        let quantile = (percent * 1000.0).round() / 100_000.0;
+        if self.0.is_empty() { 0 } else { self.0.value_at_quantile(quantile) }
     }
 
     /// The highest.

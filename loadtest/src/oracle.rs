@@ -561,3 +561,249 @@ fn subtract(from: &mut Vec<Range<u32>>, part: &Range<u32>) -> Vec<Range<u32>> {
     *from = rest;
     taken
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND_US: u64 = 1_000_000;
+
+    /// One sender (client 0) that everybody hears; a message every 10 ms.
+    struct World {
+        scopes: [Scope; 1],
+        clients: u32,
+        sent: Sent,
+        ledger: Ledger,
+        absences: Vec<Absence>,
+    }
+
+    impl World {
+        fn new(clients: u32, messages: u32) -> Self {
+            let scope = Scope {
+                hears: Hears::All,
+                senders: 1,
+                first_client: 0,
+                first_stream: 0,
+                offset: 0,
+            };
+            let mut sent = Sent::default();
+            (0..messages).for_each(|number| {
+                sent.take_number(Self::sent_us(number), true);
+            });
+            let ledger = Ledger::new(clients as usize, 1);
+            Self { scopes: [scope], clients, sent, ledger, absences: Vec::new() }
+        }
+
+        fn sent_us(number: u32) -> u64 {
+            u64::from(number) * 10_000
+        }
+
+        fn deliver(
+            &mut self,
+            receiver: usize,
+            numbers: impl IntoIterator<Item = u32>,
+        ) -> Vec<Finding> {
+            let note = |number| self.ledger.note(receiver, number, Self::sent_us(number) + 1_000);
+            numbers.into_iter().map(note).collect()
+        }
+
+        fn away(&mut self, client: u32, from: u32, until_us: u64) {
+            let from_us = Self::sent_us(from);
+            self.absences.push(Absence {
+                client,
+                from_us,
+                patience_us: SECOND_US,
+                until_us,
+                reason: "transport close",
+            });
+        }
+
+        fn judge(self) -> Judgement {
+            judge(&Evidence {
+                scopes: &self.scopes,
+                clients: self.clients,
+                sent: &[self.sent],
+                ledgers: &[(self.ledger, (0..self.clients).collect())],
+                absences: &self.absences,
+                counted_from_us: 0,
+            })
+        }
+    }
+
+    fn count(findings: &[Finding], what: Finding) -> usize {
+        findings.iter().filter(|finding| **finding == what).count()
+    }
+
+    proptest! {
+        #[test]
+        fn random_mischief_is_found_with_the_right_number(
+            // For each message: is it dropped, is it repeated, does it change places with the next?
+            mischief in vec((any::<bool>(), any::<bool>(), any::<bool>()), 1..200),
+        ) {
+            let messages = mischief.len() as u32;
+            let mut stream: Vec<u32> =
+                (0..messages).filter(|number| !mischief[*number as usize].0).collect();
+            let mut swaps = 0;
+            let mut at = 0;
+            while at + 1 < stream.len() {
+                if mischief[stream[at] as usize].2 {
+                    stream.swap(at, at + 1);
+                    swaps += 1;
+                    at += 1;
+                }
+                at += 1;
+            }
+            let repeated: Vec<u32> =
+                stream.iter().copied().filter(|number| mischief[*number as usize].1).collect();
+            let duplicates = repeated.len();
+            let dropped = messages as usize - stream.len();
+            stream.extend(repeated);
+
+            let mut world = World::new(1, messages);
+            let findings = world.deliver(0, stream);
+            prop_assert_eq!(count(&findings, Finding::Duplicated), duplicates);
+            prop_assert_eq!(count(&findings, Finding::Reordered), swaps);
+            let judgement = world.judge();
+            prop_assert_eq!(judgement.lost, dropped as u64);
+            prop_assert_eq!(judgement.lost_by_second.values().sum::<u64>(), dropped as u64);
+            prop_assert_eq!(judgement.expected, u64::from(messages));
+        }
+
+        #[test]
+        fn any_order_at_all_is_complete(numbers in Just((0u32..100).collect::<Vec<_>>()).prop_shuffle()) {
+            let mut world = World::new(1, 100);
+            let late: usize = (1..100).filter(|at| numbers[..*at].iter().any(|n| *n > numbers[*at])).count();
+            let findings = world.deliver(0, numbers);
+            prop_assert_eq!(count(&findings, Finding::Reordered), late);
+            prop_assert_eq!(count(&findings, Finding::Duplicated), 0);
+            prop_assert_eq!(world.ledger.missing(), 0);
+            prop_assert_eq!(world.judge().lost, 0);
+        }
+
+        #[test]
+        fn every_sender_has_a_place_of_its_own_with_all_who_hear_it(
+            clients in 1u32..40, first in 0u32..20, senders in 0u32..40, rooms in 1u32..12, kind in 0..5,
+        ) {
+            let first_client = first % clients;
+            let senders = senders.min(clients - first_client);
+            let hears = match kind {
+                0 => Hears::All,
+                1 => Hears::Others,
+                2 => Hears::Sender,
+                3 => Hears::Room { rooms, sender_too: true },
+                _ => Hears::Room { rooms, sender_too: false },
+            };
+            let scope = Scope { hears, senders, first_client, first_stream: 0, offset: 3 };
+            let mut audience = vec![0; senders as usize];
+            for receiver in 0..clients {
+                let heard: Vec<u32> =
+                    (0..senders).filter(|sender| scope.place(receiver, *sender).is_some()).collect();
+                prop_assert_eq!(&scope.heard_by(receiver).collect::<Vec<_>>(), &heard);
+                let mut places: Vec<u32> = heard.iter().filter_map(|s| scope.place(receiver, *s)).collect();
+                prop_assert!(places.iter().all(|place| (3..3 + scope.places()).contains(place)));
+                places.sort_unstable();
+                places.dedup();
+                prop_assert_eq!(places.len(), heard.len());
+                heard.iter().for_each(|sender| audience[*sender as usize] += 1);
+            }
+            for sender in 0..senders {
+                prop_assert_eq!(scope.audience(sender, clients), audience[sender as usize]);
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_messages_are_missed_too() {
+        let mut world = World::new(2, 100);
+        world.deliver(0, 0..100);
+        world.deliver(1, 0..90);
+        let judgement = world.judge();
+        assert_eq!((judgement.lost, judgement.expected), (10, 200));
+        let culprit = &judgement.culprits.worst()[0];
+        assert_eq!(
+            (culprit.receiver, culprit.sender, culprit.count, culprit.first_number),
+            (1, 0, 10, 90)
+        );
+    }
+
+    #[test]
+    fn who_was_away_has_lost_nothing() {
+        let mut world = World::new(1, 300);
+        // Away from 100 to 200; the last five before were still on their way.
+        world.away(0, 100, World::sent_us(200));
+        world.deliver(0, (0..95).chain(201..300));
+        let judgement = world.judge();
+        assert_eq!(judgement.lost, 0);
+        assert_eq!(judgement.not_connected, [("transport close".to_owned(), 106)].into());
+    }
+
+    #[test]
+    fn what_was_sent_after_the_return_is_lost() {
+        let mut world = World::new(1, 300);
+        world.away(0, 100, World::sent_us(200));
+        world.deliver(0, (0..100).chain(210..300));
+        let judgement = world.judge();
+        assert_eq!((judgement.lost, judgement.not_connected_ever), (9, 101));
+    }
+
+    #[test]
+    fn a_gap_before_a_disconnect_is_lost_if_later_ones_came_before_it() {
+        let mut world = World::new(1, 300);
+        world.away(0, 100, World::sent_us(200));
+        world.deliver(0, (0..90).chain(95..100).chain(201..300));
+        let judgement = world.judge();
+        assert_eq!((judgement.lost, judgement.not_connected_ever), (5, 101));
+    }
+
+    #[test]
+    fn silence_for_longer_than_a_dead_connection_goes_unnoticed_is_loss() {
+        let mut world = World::new(1, 400);
+        // The patience is a second, a hundred messages; two hundred were silent.
+        world.away(0, 300, u64::MAX);
+        world.deliver(0, 0..100);
+        let judgement = world.judge();
+        assert_eq!((judgement.lost, judgement.not_connected_ever), (100, 200));
+    }
+
+    #[test]
+    fn what_the_server_refused_is_nobodys_loss_as_often_as_it_said_so() {
+        let mut world = World::new(2, 100);
+        world.sent.refused = 3;
+        // 50 to 52 reached nobody, 60 and 61 neither; 70 reached one.
+        let reached = |number: &u32| !matches!(number, 50..=52 | 60 | 61);
+        world.deliver(0, (0..100).filter(reached));
+        world.deliver(1, (0..100).filter(reached).filter(|number| *number != 70));
+        let judgement = world.judge();
+        assert_eq!((judgement.refused, judgement.lost, judgement.expected), (3, 5, 194));
+    }
+
+    #[test]
+    fn the_last_messages_of_a_connection_that_ended_may_not_have_arrived() {
+        let mut world = World::new(1, 100);
+        world.sent.ends.push(End { at_us: World::sent_us(50), patience_us: SECOND_US, last: 49 });
+        // 10 is lost; 47 to 49 were the last on the sender's first connection.
+        world.deliver(0, (0..10).chain(11..47).chain(50..100));
+        let judgement = world.judge();
+        assert_eq!((judgement.lost, judgement.not_connected_ever), (1, 3));
+    }
+
+    #[test]
+    fn the_warm_up_does_not_count() {
+        let mut world = World::new(1, 100);
+        world.sent.first_counted = Some(50);
+        world.deliver(0, (0..40).chain(45..60).chain(62..100));
+        let judgement = world.judge();
+        assert_eq!((judgement.lost, judgement.expected), (2, 50));
+    }
+
+    #[test]
+    fn numbers_that_were_never_sent_are_noticed() {
+        let mut world = World::new(1, 10);
+        world.deliver(0, (0..10).chain([500]));
+        let judgement = world.judge();
+        assert_eq!((judgement.never_sent, judgement.lost), (1, 0));
+    }
+}

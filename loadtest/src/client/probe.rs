@@ -39,7 +39,9 @@ fn shake_hands(plan: &Plan, target: &Target) -> Result<(), String> {
     let answer = answer.map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => format!("does not answer within {PATIENCE:?}"),
         io::ErrorKind::InvalidData => "answers, but not in HTTP".into(),
-        io::ErrorKind::UnexpectedEof => "closes the connection without an answer".into(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+            "closes the connection without an answer".into()
+        }
         _ => format!("does not answer: {error}"),
     })?;
     let said = String::from_utf8_lossy(&answer.body[..answer.body.len().min(200)]).into_owned();

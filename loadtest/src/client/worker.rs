@@ -22,7 +22,7 @@ use super::{Clock, Control, NEVER, Outcome, Second, Update};
 use crate::oracle::{Absence, Sent};
 use crate::pacing::Pace;
 use crate::payload::{self, Head, Run};
-use crate::scenario::{Plan, Source};
+use crate::scenario::{Plan, Source, Storm};
 
 /// The longest sleep: how late a worker may notice what it is told.
 const SLEEP_MAX_US: u64 = 20_000;
@@ -330,12 +330,11 @@ impl Worker {
         }
         let since_us = now_us - count_from_us;
         let plan = self.plan.clone();
-        if let Some(storm) = plan.storm.filter(|_| !self.storm_done) {
-            if since_us >= storm.at.as_micros() as u64 {
-                self.storm_done = true;
-                for at in 0..self.clients.len() {
-                    self.storm(at, storm.back_off, now_us);
-                }
+        let due = |storm: &Storm| !self.storm_done && since_us >= storm.at.as_micros() as u64;
+        if let Some(storm) = plan.storm.filter(due) {
+            self.storm_done = true;
+            for at in 0..self.clients.len() {
+                self.storm(at, storm.back_off, now_us);
             }
         }
         if let Some(slow) = plan.slow {

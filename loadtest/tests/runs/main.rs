@@ -1,0 +1,7 @@
+//! Whole runs against servers of the tests' own, and everything that keeps a run from happening.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+mod errors;
+mod oracle;
+mod server;
