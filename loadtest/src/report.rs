@@ -428,11 +428,11 @@ impl Report {
             row(
                 "server",
                 format!(
-                    "{} ({}): CPU {:.2} s, {:.2} µs a delivery; memory {:.1} MB, {:.1} kB a client",
+                    "{} ({}): CPU {:.2} s{}; memory {:.1} MB, {:.1} kB a client",
                     server.name,
                     server.pid,
                     server.cpu_s,
-                    server.cpu_us_per_delivery,
+                    per_delivery(totals.delivered, server.cpu_us_per_delivery),
                     server.rss_end_bytes as f64 / 1e6,
                     grown as f64 / 1e3 / f64::from(plan.clients)
                 ),
@@ -441,8 +441,9 @@ impl Report {
         row(
             "load test",
             format!(
-                "CPU {:.2} s, {:.2} µs a delivery",
-                self.client.cpu_s, self.client.cpu_us_per_delivery
+                "CPU {:.2} s{}",
+                self.client.cpu_s,
+                per_delivery(totals.delivered, self.client.cpu_us_per_delivery)
             ),
         );
         for book in &self.books {
@@ -485,6 +486,10 @@ impl Report {
             if self.passed { "PASSED" } else { "FAILED" }
         )
     }
+}
+
+fn per_delivery(delivered: u64, us: f64) -> String {
+    if delivered == 0 { String::new() } else { format!(", {us:.2} µs a delivery") }
 }
 
 fn some(name: &str, count: u64) -> String {

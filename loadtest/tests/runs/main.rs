@@ -5,3 +5,4 @@
 mod errors;
 mod oracle;
 mod server;
+mod transports;
