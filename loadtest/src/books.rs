@@ -11,6 +11,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// More than any node writes.
 const TEXT_BYTES_MAX: u64 = 16 << 20;
 
+/// What gets lost between nodes: it is in nobody's deliveries, and here to be read beside them.
+const BETWEEN_NODES: [&str; 3] = [
+    "antiphon_adapter_broadcasts_unsent_total",
+    "antiphon_bus_unpublished_total",
+    "antiphon_bus_receive_dropped_total",
+];
 const DELIVERED: &str = "antiphon_gateway_deliveries_total";
 const UNDELIVERED: &str = "antiphon_gateway_undelivered_total";
 const CLOSED: &str = "antiphon_gateway_sockets_closed_total";
@@ -70,11 +76,18 @@ pub fn balance(
     cut_off: u64,
 ) -> Book {
     let delivered = after.since(before, DELIVERED);
+    let short =
+        |name: &str| name.trim_start_matches("antiphon_").trim_end_matches("_total").to_owned();
+    let between_nodes = BETWEEN_NODES.iter().flat_map(|name| {
+        let counts = after.by_label(before, name).into_iter();
+        counts.map(move |(reason, count)| (format!("{} {reason}", short(name)), count))
+    });
     let difference = delivered - received as i64;
     Book {
         admin: admin.to_owned(),
         delivered,
         undelivered: after.by_label(before, UNDELIVERED),
+        between_nodes: between_nodes.collect(),
         closed: after.by_label(before, CLOSED),
         // A node may have put into a queue what its client did not take before it went; never less than arrived.
         balanced: (0..=cut_off as i64).contains(&difference),
@@ -89,6 +102,7 @@ pub fn unreadable(admin: &str, error: &str) -> Book {
         admin: admin.to_owned(),
         delivered: 0,
         undelivered: BTreeMap::new(),
+        between_nodes: BTreeMap::new(),
         closed: BTreeMap::new(),
         balanced: false,
         difference: 0,

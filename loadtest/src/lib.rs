@@ -6,7 +6,7 @@
 //! 2. [`run()`]: probes the targets, starts the workers, follows the plan, collects.
 //! 3. [`client`]: worker threads with their connections. They send as [`pacing`] says what [`payload`] writes,
 //!    and note in their [`oracle`]'s ledger what arrives, and in a [`histogram`] how late.
-//! 4. Meanwhile: [`push`] publishes, [`faults`] runs commands, [`procs`] watches the servers, [`live`] shows it.
+//! 4. Meanwhile: [`seconds`] adds up, [`push`] publishes, [`faults`] runs commands, [`procs`] watches the servers, [`live`] shows it.
 //! 5. Afterwards: [`oracle::judge`] says what became of everything that is missing, [`books`] asks the nodes what
 //!    they counted, [`report`] has it all, [`verdict`] says whether what must hold did.
 //!
@@ -25,6 +25,7 @@ pub mod push;
 pub mod report;
 pub mod run;
 pub mod scenario;
+pub mod seconds;
 pub mod verdict;
 
 pub use run::{RunError, run};

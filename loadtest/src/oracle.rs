@@ -354,6 +354,8 @@ pub struct Evidence<'a> {
     pub ledgers: &'a [(Ledger, Vec<u32>)],
     /// When clients were away.
     pub absences: &'a [Absence],
+    /// How many servers there are; client `c` is with server `c` modulo this.
+    pub targets: usize,
     /// When sending that counts began; seconds are counted from there.
     pub counted_from_us: u64,
 }
@@ -369,8 +371,8 @@ pub struct Judgement {
     pub lost_by_second: BTreeMap<u64, u64>,
     /// Deliveries to clients that were not connected, by reason.
     pub not_connected: BTreeMap<String, u64>,
-    /// The same of all messages, the warm-up's too.
-    pub not_connected_ever: u64,
+    /// The same by target, and of all messages, the warm-up's too.
+    pub not_connected_ever: Vec<u64>,
     /// Messages that the server refused.
     pub refused: u64,
     /// Numbers that arrived and that nobody has sent.
@@ -390,7 +392,8 @@ struct Missing {
 
 /// Says what became of everything that is missing.
 pub fn judge(evidence: &Evidence<'_>) -> Judgement {
-    let mut judgement = Judgement::default();
+    let mut judgement =
+        Judgement { not_connected_ever: vec![0; evidence.targets], ..Judgement::default() };
     let missing = find_missing(evidence, &mut judgement);
     let refused = find_refused(evidence, &missing);
     for (scope, sender, stream) in streams(evidence) {
@@ -501,7 +504,8 @@ fn classify(
     }
     let mut excuse = |numbers: Range<u32>, reason: &str, rest: &mut Vec<Range<u32>>| {
         let excused = subtract(rest, &numbers);
-        judgement.not_connected_ever += total(&excused);
+        judgement.not_connected_ever[missing.receiver as usize % evidence.targets] +=
+            total(&excused);
         let count: u64 = excused.iter().map(|part| clip(part, &counted).len() as u64).sum();
         if count > 0 {
             *judgement.not_connected.entry(reason.to_owned()).or_default() += count;
@@ -628,6 +632,7 @@ mod tests {
                 sent: &[self.sent],
                 ledgers: &[(self.ledger, (0..self.clients).collect())],
                 absences: &self.absences,
+                targets: 1,
                 counted_from_us: 0,
             })
         }
@@ -746,7 +751,7 @@ mod tests {
         world.away(0, 100, World::sent_us(200));
         world.deliver(0, (0..100).chain(210..300));
         let judgement = world.judge();
-        assert_eq!((judgement.lost, judgement.not_connected_ever), (9, 101));
+        assert_eq!((judgement.lost, judgement.not_connected_ever[0]), (9, 101));
     }
 
     #[test]
@@ -755,7 +760,7 @@ mod tests {
         world.away(0, 100, World::sent_us(200));
         world.deliver(0, (0..90).chain(95..100).chain(201..300));
         let judgement = world.judge();
-        assert_eq!((judgement.lost, judgement.not_connected_ever), (5, 101));
+        assert_eq!((judgement.lost, judgement.not_connected_ever[0]), (5, 101));
     }
 
     #[test]
@@ -765,7 +770,7 @@ mod tests {
         world.away(0, 300, u64::MAX);
         world.deliver(0, 0..100);
         let judgement = world.judge();
-        assert_eq!((judgement.lost, judgement.not_connected_ever), (100, 200));
+        assert_eq!((judgement.lost, judgement.not_connected_ever[0]), (100, 200));
     }
 
     #[test]
@@ -787,7 +792,7 @@ mod tests {
         // 10 is lost; 47 to 49 were the last on the sender's first connection.
         world.deliver(0, (0..10).chain(11..47).chain(50..100));
         let judgement = world.judge();
-        assert_eq!((judgement.lost, judgement.not_connected_ever), (1, 3));
+        assert_eq!((judgement.lost, judgement.not_connected_ever[0]), (1, 3));
     }
 
     #[test]

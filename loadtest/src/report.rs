@@ -294,6 +294,8 @@ pub struct Book {
     pub delivered: i64,
     /// What it could not deliver, by reason.
     pub undelivered: BTreeMap<String, i64>,
+    /// Broadcasts that were lost between it and other nodes, by counter and reason.
+    pub between_nodes: BTreeMap<String, i64>,
     /// Sockets that it closed, by reason.
     pub closed: BTreeMap<String, i64>,
     /// Whether everything is accounted for.
@@ -448,11 +450,18 @@ impl Report {
         );
         for book in &self.books {
             let state = if book.balanced { "balanced" } else { "NOT BALANCED" };
-            let text = format!(
-                "{}: {} delivered, {} of them not received: {state}",
-                book.admin, book.delivered, book.difference
+            let counts = book.closed.iter().chain(&book.undelivered).chain(&book.between_nodes);
+            let counts: Vec<_> = counts.map(|(what, count)| format!("; {what}: {count}")).collect();
+            row(
+                "books",
+                format!(
+                    "{}: {} delivered, {} of them not received: {state}{}",
+                    book.admin,
+                    book.delivered,
+                    book.difference,
+                    counts.concat()
+                ),
             );
-            row("books", text);
         }
         for fault in &self.faults {
             let exit = fault.exit.map_or("no exit code".into(), |code| format!("exit {code}"));

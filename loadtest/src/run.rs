@@ -1,6 +1,5 @@
 //! One run from its beginning to its report.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -8,11 +7,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use crate::books::{self, Counters};
-use crate::client::{
-    self, Clock, Control, Counts, NEVER, Outcome, Second, Update, Worker, WorkerError,
-};
+use crate::client::{self, Clock, Control, Counts, NEVER, Outcome, Update, Worker, WorkerError};
 use crate::faults::Faults;
-use crate::histogram::Latencies;
 use crate::live::{Glance, Live};
 use crate::oracle::{self, Evidence, Judgement, Sent};
 use crate::pacing::Pace;
@@ -21,9 +17,10 @@ use crate::procs::{self, Usage};
 use crate::push::{Published, Publisher};
 use crate::report::{
     ClientCost, ConnectRecord, CulpritRecord, FORMAT, LatencyRecord, Machine, PlanRecord,
-    ReconnectRecord, Report, SecondRecord, ServerCost, ServerSecond, Totals,
+    ReconnectRecord, Report, ServerCost, ServerSecond, Totals,
 };
 use crate::scenario::Plan;
+use crate::seconds::Seconds;
 
 /// Time for all to connect, beyond what the ramp takes: two attempts of the official client.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(45);
@@ -132,7 +129,7 @@ struct Course {
     publisher: Option<JoinHandle<Published>>,
     /// The last update of each worker, its seconds taken out.
     known: Vec<Update>,
-    seconds: BTreeMap<u64, (Second, SecondRecord)>,
+    seconds: Seconds,
     watched: Vec<Watched>,
     own: Usage,
     sampled_us: u64,
@@ -181,7 +178,7 @@ impl Course {
             updates,
             workers: Vec::new(),
             publisher: None,
-            seconds: BTreeMap::new(),
+            seconds: Seconds::default(),
             watched,
             own: Usage::default(),
             sampled_us: 0,
@@ -319,7 +316,7 @@ impl Course {
             match self.updates.recv_timeout(wait) {
                 Ok(mut update) => {
                     for second in update.seconds.drain(..) {
-                        self.add_second(&second);
+                        self.seconds.add(&second);
                     }
                     let worker = update.worker;
                     self.known[worker] = update;
@@ -329,13 +326,6 @@ impl Course {
                 Err(RecvTimeoutError::Disconnected) => return std::thread::sleep(wait),
             }
         }
-    }
-
-    fn add_second(&mut self, second: &Second) {
-        let (sum, _) = self.seconds.entry(second.index).or_default();
-        sum.sent += second.sent;
-        sum.delivered += second.delivered;
-        sum.latencies.add(&second.latencies);
     }
 
     fn sum(&self) -> Sum {
@@ -389,15 +379,12 @@ impl Course {
         let of = self.watched.iter().zip(&self.last_sample);
         let servers =
             of.map(|(w, &(cpu, rss_bytes))| ServerSecond { pid: w.pid, cpu, rss_bytes }).collect();
-        let (_, record) = self.seconds.entry(index).or_default();
-        *record =
-            SecondRecord { t: index, connected, servers, client_cpu, ..SecondRecord::default() };
+        self.seconds.sample(index, connected, servers, client_cpu);
     }
 
     fn glance(&self, phase: &'static str, progress: Option<(f64, f64)>) -> Glance {
         let sum = self.sum();
-        let last = self.seconds.values().rev().map(|(second, _)| second);
-        let last = last.into_iter().find(|second| second.sent > 0 || second.delivered > 0);
+        let last = self.seconds.last();
         Glance {
             phase,
             progress,
@@ -406,8 +393,8 @@ impl Course {
             connect_failures: sum.connect_failures,
             sent: last.map_or(0, |second| second.sent),
             delivered: last.map_or(0, |second| second.delivered),
-            p50_us: last.map_or(0, |second| second.latencies.percentile(50.0)),
-            p99_us: last.map_or(0, |second| second.latencies.percentile(99.0)),
+            p50_us: last.map_or(0, |second| second.p50_us),
+            p99_us: last.map_or(0, |second| second.p99_us),
             missing: sum.missing,
             servers: self.last_sample.clone(),
         }
@@ -435,8 +422,6 @@ struct Seen {
     /// By stream.
     sent: Vec<Sent>,
     judgement: Judgement,
-    /// Deliveries to clients of each target that their connections' ends account for, warm-up included.
-    cut_off: u64,
 }
 
 impl Seen {
@@ -444,8 +429,8 @@ impl Seen {
         let scopes = course.plan.scopes();
         // Without measuring, all that there is belongs to the warm-up.
         if course.measured_us > 0 {
-            outcomes.iter().for_each(|outcome| course.add_second(&outcome.second));
-            course.add_second(&published.second);
+            outcomes.iter().for_each(|outcome| course.seconds.add(&outcome.second));
+            course.seconds.add(&published.second);
         }
         let streams = scopes.iter().map(|scope| scope.senders as usize).sum();
         let mut seen = Self {
@@ -456,7 +441,6 @@ impl Seen {
             },
             sent: vec![Sent::default(); streams],
             judgement: Judgement::default(),
-            cut_off: 0,
             course,
         };
         let (mut ledgers, mut absences) = (Vec::new(), Vec::new());
@@ -477,12 +461,12 @@ impl Seen {
             sent: &seen.sent,
             ledgers: &ledgers,
             absences: &absences,
+            targets: seen.course.plan.targets.len(),
             counted_from_us: match seen.course.control.count_from.load(Ordering::Relaxed) {
                 NEVER => 0,
                 count_from_us => count_from_us,
             },
         });
-        seen.cut_off = seen.judgement.not_connected_ever;
         seen
     }
 
@@ -492,11 +476,9 @@ impl Seen {
         let mut culprits = std::mem::take(&mut self.counts.culprits);
         culprits.merge(std::mem::take(&mut self.judgement.culprits));
         let measured_s = (self.course.measured_us as f64 / 1e6).max(1e-6);
-        let mut latencies = Latencies::default();
-        self.course.seconds.values().for_each(|(second, _)| latencies.add(&second.latencies));
-        let in_time = |t: u64| (t as f64) < measured_s;
-        let while_measuring = || self.course.seconds.iter().filter(|(t, _)| in_time(**t));
-        let delivered: u64 = while_measuring().map(|(_, (second, _))| second.delivered).sum();
+        let seconds = self.course.seconds.records(&self.judgement.lost_by_second);
+        let while_measuring = seconds.iter().filter(|second| (second.t as f64) < measured_s);
+        let delivered: u64 = while_measuring.map(|second| second.delivered).sum();
         let sent: u64 = self.sent.iter().map(|sent| u64::from(sent.counted())).sum();
         let totals = self.totals(sent, delivered as f64 / measured_s, sent as f64 / measured_s);
         let (counts, judgement) = (&self.counts, &self.judgement);
@@ -513,7 +495,7 @@ impl Seen {
             commit: commit(),
             command: command.to_owned(),
             plan: plan_record(&plan),
-            latency_us: LatencyRecord::from(&latencies),
+            latency_us: LatencyRecord::from(&self.course.seconds.latencies),
             connect_us: ConnectRecord {
                 count: counts.connect_latencies.count(),
                 p50: counts.connect_latencies.percentile(50.0),
@@ -528,7 +510,7 @@ impl Seen {
                 max: counts.away.max(),
                 still_away: counts.still_away,
             },
-            seconds: self.seconds(),
+            seconds,
             servers: self.servers(delivered),
             client: ClientCost {
                 cpu_s: counts.cpu.as_secs_f64(),
@@ -572,20 +554,6 @@ impl Seen {
         }
     }
 
-    fn seconds(&self) -> Vec<SecondRecord> {
-        let record = |(&t, (second, record)): (&u64, &(Second, SecondRecord))| SecondRecord {
-            t,
-            sent: second.sent,
-            delivered: second.delivered,
-            lost: self.judgement.lost_by_second.get(&t).copied().unwrap_or(0),
-            p50_us: second.latencies.percentile(50.0),
-            p99_us: second.latencies.percentile(99.0),
-            max_us: second.latencies.max(),
-            ..record.clone()
-        };
-        self.course.seconds.iter().map(record).collect()
-    }
-
     fn servers(&self, delivered: u64) -> Vec<ServerCost> {
         let cost = |watched: &Watched| {
             let cpu_s = watched.last.cpu_s - watched.at_count.cpu_s;
@@ -610,11 +578,11 @@ impl Seen {
         let paired = plan.admin.len() == received.len();
         let mut books = Vec::new();
         for (at, (admin, before)) in plan.admin.iter().zip(&self.course.books_before).enumerate() {
-            let received = if paired { received[at] } else { received.iter().sum() };
+            let of =
+                |by_target: &[u64]| if paired { by_target[at] } else { by_target.iter().sum() };
+            let (received, cut_off) = (of(received), of(&self.judgement.not_connected_ever));
             match Counters::read(admin, plan.admin_token.as_deref()) {
-                Ok(after) => {
-                    books.push(books::balance(admin, before, &after, received, self.cut_off))
-                }
+                Ok(after) => books.push(books::balance(admin, before, &after, received, cut_off)),
                 Err(error) => books.push(books::unreadable(admin, &error)),
             }
         }

@@ -454,7 +454,7 @@ impl Worker {
             ([b'1', ..], _) => self.ended(at, "transport close", now_us),
             ([b'4', b'0', ..], State::Joining) => self.namespace_joined(at, now_us),
             ([b'4', b'1', ..], _) => self.ended(at, SENT_AWAY, now_us),
-            ([b'4', b'4', why @ ..], _) => {
+            ([b'4', b'4', why @ ..], State::Joining) => {
                 let why = String::from_utf8_lossy(&why[..why.len().min(100)]);
                 self.fail(at, &format!("refused: {why}"), now_us);
             }

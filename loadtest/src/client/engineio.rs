@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-/// A longer chunk is refused: no server here sends what does not fit.
-const BODY_BYTES_MAX: u64 = 64 << 20;
+/// A longer answer is refused: no server here sends what does not fit.
+const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
 /// The revision of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +125,9 @@ pub(super) struct Answer {
 
 /// Reads an answer. `Ok(None)`: it is not all there yet. `Err`: it is not HTTP.
 pub(super) fn read_answer(bytes: &[u8]) -> Result<Option<Answer>, ()> {
+    if bytes.len() as u64 > ANSWER_BYTES_MAX {
+        return Err(());
+    }
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut answer = httparse::Response::new(&mut headers);
     let httparse::Status::Complete(head) = answer.parse(bytes).map_err(drop)? else {
@@ -168,7 +171,7 @@ fn join_chunks(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, ()> {
         else {
             return Ok(None);
         };
-        if size > BODY_BYTES_MAX {
+        if size > ANSWER_BYTES_MAX {
             return Err(());
         }
         let (start, end) = (at + head, at + head + size as usize);
