@@ -91,13 +91,13 @@ pub fn balance(
         closed: after.by_label(before, CLOSED),
         // A node may have put into a queue what its client did not take before it went; never less than arrived.
         balanced: (0..=cut_off as i64).contains(&difference),
+        error: None,
         difference,
     }
 }
 
 /// The books of a node that cannot be asked any more.
 pub fn unreadable(admin: &str, error: &str) -> Book {
-    eprintln!("{error}");
     Book {
         admin: admin.to_owned(),
         delivered: 0,
@@ -105,6 +105,7 @@ pub fn unreadable(admin: &str, error: &str) -> Book {
         between_nodes: BTreeMap::new(),
         closed: BTreeMap::new(),
         balanced: false,
+        error: Some(error.to_owned()),
         difference: 0,
     }
 }

@@ -300,6 +300,8 @@ pub struct Book {
     pub closed: BTreeMap<String, i64>,
     /// Whether everything is accounted for.
     pub balanced: bool,
+    /// Why the node could not be asked at the end.
+    pub error: Option<String>,
     /// Deliveries that the node counts and that did not arrive.
     pub difference: i64,
 }
@@ -451,6 +453,10 @@ impl Report {
         for book in &self.books {
             let state = if book.balanced { "balanced" } else { "NOT BALANCED" };
             let counts = book.closed.iter().chain(&book.undelivered).chain(&book.between_nodes);
+            if let Some(error) = &book.error {
+                row("books", format!("{error}: {state}"));
+                continue;
+            }
             let counts: Vec<_> = counts.map(|(what, count)| format!("; {what}: {count}")).collect();
             row(
                 "books",

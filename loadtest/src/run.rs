@@ -135,6 +135,7 @@ struct Course {
     sampled_us: u64,
     last_sample: Vec<(f64, u64)>,
     books_before: Vec<Counters>,
+    books_after: Vec<Result<Counters, String>>,
     faults: Faults,
     ended_early: bool,
     all_connected_after_s: f64,
@@ -184,6 +185,7 @@ impl Course {
             sampled_us: 0,
             last_sample: Vec::new(),
             books_before: Vec::new(),
+            books_after: Vec::new(),
             ended_early: false,
             all_connected_after_s: 0.0,
             started: SystemTime::now(),
@@ -402,6 +404,10 @@ impl Course {
 
     /// Ends the workers and collects what they know.
     fn finish(mut self) -> Result<Seen, RunError> {
+        // Before the clients leave: what the nodes close from now on is not theirs to answer for.
+        let token = self.plan.admin_token.as_deref();
+        self.books_after =
+            self.plan.admin.iter().map(|admin| Counters::read(admin, token)).collect();
         self.control.over.store(true, Ordering::Relaxed);
         let mut outcomes = Vec::new();
         for worker in std::mem::take(&mut self.workers) {
@@ -476,7 +482,10 @@ impl Seen {
         let mut culprits = std::mem::take(&mut self.counts.culprits);
         culprits.merge(std::mem::take(&mut self.judgement.culprits));
         let measured_s = (self.course.measured_us as f64 / 1e6).max(1e-6);
-        let seconds = self.course.seconds.records(&self.judgement.lost_by_second);
+        let seconds = self
+            .course
+            .seconds
+            .records(&self.judgement.lost_by_second, self.course.measured_us.div_ceil(1_000_000));
         let while_measuring = seconds.iter().filter(|second| (second.t as f64) < measured_s);
         let delivered: u64 = while_measuring.map(|second| second.delivered).sum();
         let sent: u64 = self.sent.iter().map(|sent| u64::from(sent.counted())).sum();
@@ -576,17 +585,19 @@ impl Seen {
         let plan = &self.course.plan;
         let received = &self.counts.received_by_target;
         let paired = plan.admin.len() == received.len();
-        let mut books = Vec::new();
-        for (at, (admin, before)) in plan.admin.iter().zip(&self.course.books_before).enumerate() {
-            let of =
-                |by_target: &[u64]| if paired { by_target[at] } else { by_target.iter().sum() };
-            let (received, cut_off) = (of(received), of(&self.judgement.not_connected_ever));
-            match Counters::read(admin, plan.admin_token.as_deref()) {
-                Ok(after) => books.push(books::balance(admin, before, &after, received, cut_off)),
-                Err(error) => books.push(books::unreadable(admin, &error)),
+        let of = |by_target: &[u64], at: usize| {
+            if paired { by_target[at] } else { by_target.iter().sum() }
+        };
+        let counters = self.course.books_before.iter().zip(&self.course.books_after);
+        let book = |(at, (before, after)): (usize, (&Counters, &Result<Counters, String>))| {
+            let admin = &plan.admin[at];
+            let cut_off = of(&self.judgement.not_connected_ever, at);
+            match after {
+                Ok(after) => books::balance(admin, before, after, of(received, at), cut_off),
+                Err(error) => books::unreadable(admin, error),
             }
-        }
-        books
+        };
+        counters.enumerate().map(book).collect()
     }
 }
 

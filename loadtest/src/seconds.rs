@@ -17,6 +17,7 @@ const OPEN_MAX: u64 = 5;
 struct Entry {
     record: SecondRecord,
     latencies: Option<Box<Latencies>>,
+    sampled: bool,
 }
 
 /// The seconds of a run.
@@ -59,7 +60,9 @@ impl Seconds {
         servers: Vec<ServerSecond>,
         client_cpu: f64,
     ) {
-        let record = &mut self.entries.entry(index).or_default().record;
+        let entry = self.entries.entry(index).or_default();
+        entry.sampled = true;
+        let record = &mut entry.record;
         (record.connected, record.servers, record.client_cpu) = (connected, servers, client_cpu);
     }
 
@@ -69,13 +72,20 @@ impl Seconds {
         last.into_iter().find(|record| record.sent > 0 || record.delivered > 0)
     }
 
-    /// All, with what was lost of the messages sent in each.
-    pub fn records(&self, lost: &BTreeMap<u64, u64>) -> Vec<SecondRecord> {
+    /// All up to the last in which something happened or that was measured, with what was lost of the messages sent
+    /// in each.
+    pub fn records(&self, lost: &BTreeMap<u64, u64>, measured_s: u64) -> Vec<SecondRecord> {
+        let happened = |entry: &Entry| entry.record.sent > 0 || entry.record.delivered > 0;
+        let last = self.entries.iter().rev().find(|(_, entry)| happened(entry));
+        let end = last.map_or(0, |(index, _)| index + 1).max(measured_s);
+        let mut connected = 0;
         let record = |(&t, entry): (&u64, &Entry)| {
+            // A second without a sample is as the one before.
+            connected = if entry.sampled { entry.record.connected } else { connected };
             let lost = lost.get(&t).copied().unwrap_or(0);
-            SecondRecord { t, lost, ..entry.record.clone() }
+            SecondRecord { t, lost, connected, ..entry.record.clone() }
         };
-        self.entries.iter().map(record).collect()
+        self.entries.range(..end).map(record).collect()
     }
 }
 
@@ -99,7 +109,7 @@ mod tests {
         assert!(seconds.entries.values().filter(|entry| entry.latencies.is_some()).count() <= 6);
         // One that comes late is in the sums.
         seconds.add(&second(3, 5000));
-        let records = seconds.records(&[(3, 7)].into());
+        let records = seconds.records(&[(3, 7)].into(), 10);
         assert_eq!(
             (records[3].sent, records[3].p50_us, records[3].max_us, records[3].lost),
             (3, 100, 900, 7)
