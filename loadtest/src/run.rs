@@ -22,8 +22,6 @@ use crate::report::{
 use crate::scenario::Plan;
 use crate::seconds::Seconds;
 
-/// Time for all to connect, beyond what the ramp takes: two attempts of the official client.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(45);
 /// Updates of workers that may wait; a worker that finds no place tells it next time.
 const UPDATES_MAX: usize = 1024;
 /// How often it looks around.
@@ -221,7 +219,7 @@ impl Course {
     /// Until all clients have been connected.
     fn connect(&mut self, stop: &AtomicBool, live: &mut Live) -> Result<(), NotAll> {
         let ramp = Duration::from_secs_f64(f64::from(self.plan.clients) / self.plan.ramp);
-        let deadline_us = (ramp + CONNECT_PATIENCE).as_micros() as u64;
+        let deadline_us = (ramp + self.plan.connect_within).as_micros() as u64;
         loop {
             self.take_updates();
             let sum = self.sum();

@@ -28,6 +28,9 @@ pub const EMBEDDED: [(&str, &str); 9] = [
 /// Connections from one source address to one server: below the 28,000 ports that Linux has for this.
 const CONNECTIONS_PER_SOURCE: u32 = 20_000;
 
+/// Pairs of sender and receiver that are watched: a gigabyte of numbers.
+const PAIRS_MAX: u64 = 1 << 28;
+
 /// What the flags say; they go over the file.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Flags {
@@ -201,6 +204,8 @@ pub struct Plan {
     pub clients: u32,
     /// Connections opened a second.
     pub ramp: f64,
+    /// How long all may take to connect, beyond the ramp.
+    pub connect_within: Duration,
     /// What is sent.
     pub flows: Vec<Flow>,
     /// How long is measured.
@@ -410,6 +415,9 @@ impl Reader<'_> {
             targets,
             clients,
             ramp: self.number(&mut load, "ramp", 1.0..=1e6).unwrap_or(2000.0),
+            connect_within: self
+                .duration(&mut load, "connect_within")
+                .unwrap_or(Duration::from_secs(45)),
             flows,
             duration,
             warm_up,
@@ -670,7 +678,7 @@ impl Reader<'_> {
             self.mistakes.push("--redis: needed for kind = \"push\": the server's Redis".into());
         }
         let places: u64 = plan.flows.iter().map(|flow| u64::from(flow.scope.places())).sum();
-        if places * u64::from(plan.clients) > 1 << 31 {
+        if places * u64::from(plan.clients) > PAIRS_MAX {
             let mut mistake =
                 String::from("senders: too many pairs of sender and receiver to keep watch of: ");
             let _ = write!(mistake, "{places} × {}", plan.clients);

@@ -1,7 +1,7 @@
 //! What cannot be run says why, and ends with its exit code.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Output, Stdio};
 
 use crate::server::{Mischief, Server, answer, listen};
@@ -47,6 +47,27 @@ fn refused() {
     check(&run_against(&url, &[]), NOT_RUN, &["HTTP 503", "no clients", "draining"]);
     let polling = ["--transport", "polling"];
     check(&run_against(&url, &polling), NOT_RUN, &["HTTP 503"]);
+}
+
+#[test]
+fn full() {
+    // One gets in, which is the load test's own first try.
+    let first = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let url = listen(move |mut socket| {
+        let mut request = [0; 4096];
+        let _ = socket.read(&mut request);
+        let answer = if first.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            "HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+        } else {
+            "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+        };
+        let _ = socket.write_all(answer.as_bytes());
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("few.toml");
+    fs::write(&file, "[load]\nclients = 3\nconnect_within = \"200ms\"\n").unwrap();
+    let output = loadtest().arg("run").arg(&file).args(["--url", &url]).output().unwrap();
+    check(&output, NOT_RUN, &["only 0 of 3 clients could connect", "HTTP 503 (3×)"]);
 }
 
 #[test]
