@@ -1,7 +1,7 @@
 //! A small Socket.IO server on threads, which broadcasts `chat_message` and misbehaves as told.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -40,6 +40,7 @@ pub(crate) enum Mischief {
 struct Client {
     socket: TcpStream,
     deliveries: u64,
+    sends: bool,
     held: Option<Vec<u8>>,
 }
 
@@ -131,7 +132,12 @@ impl Hub {
         if packet == b"40" {
             let mut clients = self.clients.lock().unwrap();
             socket.write_all(&frame(br#"40{"sid":"b"}"#))?;
-            clients.push(Client { socket: socket.try_clone()?, deliveries: 0, held: None });
+            clients.push(Client {
+                socket: socket.try_clone()?,
+                deliveries: 0,
+                sends: false,
+                held: None,
+            });
         } else if packet.starts_with(b"42[\"chat_message\"") {
             let message = self.messages.fetch_add(1, Ordering::SeqCst);
             match self.mischief {
@@ -148,27 +154,31 @@ impl Hub {
                 }
                 _ => {}
             }
-            self.broadcast(packet);
+            self.broadcast(socket.peer_addr()?, packet);
         }
         Ok(())
     }
 
-    fn broadcast(&self, packet: &[u8]) {
+    fn broadcast(&self, sender: SocketAddr, packet: &[u8]) {
         let mut clients = self.clients.lock().unwrap();
-        let last = clients.last().map(|client| client.socket.peer_addr().ok());
+        let address = |client: &Client| client.socket.peer_addr().ok();
+        if let Some(client) = clients.iter_mut().find(|client| address(client) == Some(sender)) {
+            client.sends = true;
+        }
+        let victim = clients.iter().find(|client| !client.sends).and_then(address);
         clients.retain_mut(|client| {
-            let is_last = last == Some(client.socket.peer_addr().ok());
-            self.deliver(client, is_last, frame(packet)).is_ok()
+            let is_victim = victim.is_some() && victim == address(client);
+            self.deliver(client, is_victim, frame(packet)).is_ok()
         });
     }
 
-    fn deliver(&self, client: &mut Client, is_last: bool, frame: Vec<u8>) -> io::Result<()> {
+    fn deliver(&self, client: &mut Client, is_victim: bool, frame: Vec<u8>) -> io::Result<()> {
         let delivery = self.deliveries.fetch_add(1, Ordering::SeqCst) + 1;
         client.deliveries += 1;
         let did = || self.done.fetch_add(1, Ordering::SeqCst);
-        // Once, to the client that came last, which does not send.
+        // Once, to a client that does not send.
         let once = |after: u64| {
-            is_last && client.deliveries == after && self.done.load(Ordering::SeqCst) == 0
+            is_victim && client.deliveries == after && self.done.load(Ordering::SeqCst) == 0
         };
         match self.mischief {
             Mischief::Drop(every) if delivery.is_multiple_of(every) => {
