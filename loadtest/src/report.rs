@@ -189,7 +189,7 @@ pub struct ConnectRecord {
     pub p99: u64,
     /// The longest.
     pub max: u64,
-    /// When all clients had been connected, since the first attempt.
+    /// When all clients had been connected, since the first attempt; 0 if it ended before that.
     pub all_connected_after_s: f64,
 }
 
@@ -345,8 +345,8 @@ impl Report {
         row(
             "connected",
             format!(
-                "all after {:.2} s; p50 {}, p99 {}",
-                self.connect_us.all_connected_after_s,
+                "{}; p50 {}, p99 {}",
+                all_after(self.connect_us.all_connected_after_s),
                 time(self.connect_us.p50),
                 time(self.connect_us.p99)
             ),
@@ -501,6 +501,10 @@ impl Report {
             if self.passed { "PASSED" } else { "FAILED" }
         )
     }
+}
+
+fn all_after(seconds: f64) -> String {
+    if seconds > 0.0 { format!("all after {seconds:.2} s") } else { "not all".into() }
 }
 
 fn per_delivery(delivered: u64, us: f64) -> String {
