@@ -6,6 +6,7 @@
 mod conn;
 mod engineio;
 mod intake;
+mod polling;
 mod probe;
 mod websocket;
 mod worker;

@@ -8,6 +8,7 @@ use mio::{Interest, Token};
 
 use super::engineio::{self, Eio, Transport};
 use super::intake::{Receiver, Taken};
+use super::polling::{self, Polling};
 use super::websocket;
 use super::worker::{Timer, Worker};
 use crate::client::count_reason;
@@ -54,21 +55,6 @@ pub(super) enum State {
     Gone,
 }
 
-/// The second connection, and what else polling needs.
-#[derive(Debug, Default)]
-pub(super) struct Polling {
-    sid: String,
-    post: Option<TcpStream>,
-    /// TCP of `post` is connected.
-    post_ready: bool,
-    /// A POST is on its way.
-    post_busy: bool,
-    post_answer: Vec<u8>,
-    post_out: Vec<u8>,
-    /// Packets for the next POST.
-    body: Vec<u8>,
-}
-
 /// A time away that is not over.
 #[derive(Debug, Clone, Copy)]
 struct Away {
@@ -80,8 +66,8 @@ struct Away {
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) receiver: Receiver,
-    target: u32,
-    eio: Eio,
+    pub(super) target: u32,
+    pub(super) eio: Eio,
     transport: Transport,
     pub(super) state: State,
     /// Timers of earlier connections are void.
@@ -90,11 +76,11 @@ pub(super) struct Client {
     attempted_us: u64,
     away: Option<Away>,
     arrived: bool,
-    socket: Option<TcpStream>,
-    polling: Option<Box<Polling>>,
+    pub(super) socket: Option<TcpStream>,
+    pub(super) polling: Option<Box<Polling>>,
     /// The beginning of a frame or answer whose rest has not come yet.
     partial: Vec<u8>,
-    out: Vec<u8>,
+    pub(super) out: Vec<u8>,
     out_at: usize,
     dirty: bool,
     mask: [u8; 4],
@@ -153,8 +139,7 @@ impl Client {
 
     /// Whether a goodbye is on its way.
     pub(super) fn is_leaving(&self) -> bool {
-        let busy = |polling: &Polling| polling.post_busy || !polling.body.is_empty();
-        self.state == State::Open && self.polling.as_deref().is_some_and(busy)
+        self.state == State::Open && self.polling.as_deref().is_some_and(Polling::is_busy)
     }
 }
 
@@ -232,7 +217,7 @@ impl Worker {
             }
             Transport::Polling => {
                 client.polling = Some(Box::default());
-                client.out = get_request(&target.host, &query);
+                client.out = polling::get_request(&target.host, &query);
                 client.state = State::Opening;
             }
         }
@@ -285,7 +270,7 @@ impl Worker {
         self.mark_dirty(at);
     }
 
-    fn mark_dirty(&mut self, at: usize) {
+    pub(super) fn mark_dirty(&mut self, at: usize) {
         let client = &mut self.clients[at];
         if !client.dirty {
             client.dirty = true;
@@ -438,7 +423,7 @@ impl Worker {
     }
 
     /// A packet that is no message.
-    fn packet(&mut self, at: usize, packet: &[u8], now_us: u64) {
+    pub(super) fn packet(&mut self, at: usize, packet: &[u8], now_us: u64) {
         let state = self.clients[at].state;
         match (packet, state) {
             ([b'0', open @ ..], State::Opening) => self.session_opened(at, open, now_us),
@@ -574,7 +559,7 @@ impl Worker {
     }
 
     /// A message is done: another may follow.
-    fn message_done(&mut self, at: usize, now_us: u64) {
+    pub(super) fn message_done(&mut self, at: usize, now_us: u64) {
         let Some(index) = self.clients[at].sender else { return };
         let sender = &mut self.senders[index as usize];
         if sender.in_flight > 0 {
@@ -724,168 +709,6 @@ impl Worker {
             self.send(at, |out| out.push(b'1'));
         }
     }
-
-    // Polling: one connection waits for packets, the other posts them.
-
-    fn consume_answer(&mut self, at: usize, bytes: &[u8], now_us: u64) -> usize {
-        let answer = match engineio::read_answer(bytes) {
-            Ok(None) => return 0,
-            Ok(Some(answer)) => answer,
-            Err(()) => {
-                self.ended(at, "parse error", now_us);
-                return 0;
-            }
-        };
-        if answer.status != 200 {
-            let opening = self.clients[at].state == State::Opening;
-            let reason = format!("HTTP {}", answer.status);
-            if opening {
-                self.fail(at, &reason, now_us)
-            } else {
-                self.ended(at, "transport error", now_us)
-            }
-            return answer.length;
-        }
-        let generation = self.clients[at].generation;
-        let (eio, receiver) = (self.clients[at].eio, self.clients[at].receiver);
-        let target = self.clients[at].target as usize;
-        let received = self.intake.received;
-        let mut rest = &answer.body[..];
-        while !rest.is_empty() {
-            let Some((packet, length)) = engineio::first_packet(eio, rest) else {
-                self.ended(at, "parse error", now_us);
-                break;
-            };
-            match self.intake.take(receiver, &rest[packet.clone()], now_us) {
-                Taken::Message => {}
-                Taken::Own => self.message_done(at, now_us),
-                Taken::NotOurs => self.packet(at, &rest[packet], now_us),
-            }
-            if self.clients[at].generation != generation {
-                break;
-            }
-            rest = &rest[length..];
-        }
-        self.intake.counts.received_by_target[target] += self.intake.received - received;
-        if self.clients[at].generation != generation {
-            return answer.length;
-        }
-        if !answer.keep_alive {
-            self.ended(at, "transport close", now_us);
-            return answer.length;
-        }
-        let client = &mut self.clients[at];
-        let target = &self.plan.targets[target];
-        if let Some(polling) = &client.polling {
-            let query = format!(
-                "{}?EIO={}&transport=polling&sid={}",
-                target.path,
-                eio.number(),
-                polling.sid
-            );
-            client.out.extend_from_slice(&get_request(&target.host, &query));
-            self.mark_dirty(at);
-        }
-        answer.length
-    }
-
-    /// Posts what waits, unless a POST is on its way.
-    fn post(&mut self, at: usize) {
-        let client = &mut self.clients[at];
-        let target = &self.plan.targets[client.target as usize];
-        let Some(polling) = &mut client.polling else { return };
-        if polling.post_busy || polling.body.is_empty() {
-            return;
-        }
-        let head = format!(
-            "POST {}?EIO={}&transport=polling&sid={} HTTP/1.1\r\nHost: {}\r\n\
-             Content-Type: text/plain;charset=UTF-8\r\nContent-Length: {}\r\n\r\n",
-            target.path,
-            client.eio.number(),
-            polling.sid,
-            target.host,
-            polling.body.len()
-        );
-        polling.post_out = head.into_bytes();
-        polling.post_out.append(&mut polling.body);
-        polling.post_busy = true;
-        if polling.post.is_none() {
-            polling.post_ready = false;
-            let source = client.socket.as_ref().and_then(|s| s.local_addr().ok()).map(|a| a.ip());
-            let registry = self.poll.registry();
-            let socket = open_socket(target.address, source).and_then(|mut socket| {
-                let interest = Interest::READABLE | Interest::WRITABLE;
-                registry.register(&mut socket, Token(at * 2 + 1), interest)?;
-                Ok(socket)
-            });
-            match socket {
-                Ok(socket) => polling.post = Some(socket),
-                Err(_) => {
-                    let now_us = self.clock.now_us();
-                    return self.ended(at, "transport error", now_us);
-                }
-            }
-        }
-        self.post_ready(at);
-    }
-
-    /// The connection that posts can write, or has an answer.
-    fn post_ready(&mut self, at: usize) {
-        match self.drive_post(at) {
-            Ok(false) => {}
-            // The answer is here: what came up in the meantime goes next.
-            Ok(true) => self.post(at),
-            Err(error) => {
-                let now_us = self.clock.now_us();
-                self.ended(at, transport_reason(&error), now_us);
-            }
-        }
-    }
-
-    fn drive_post(&mut self, at: usize) -> io::Result<bool> {
-        let Some(polling) = &mut self.clients[at].polling else { return Ok(false) };
-        let Some(socket) = &mut polling.post else { return Ok(false) };
-        if !polling.post_ready {
-            if let Some(error) = socket.take_error()? {
-                return Err(error);
-            }
-            if socket.peer_addr().is_err() {
-                return Ok(false);
-            }
-            polling.post_ready = true;
-        }
-        let mut written = 0;
-        write_all(socket, &polling.post_out, &mut written)?;
-        polling.post_out.drain(..written);
-        loop {
-            let mut chunk = [0; 4096];
-            match socket.read(&mut chunk) {
-                Ok(0) => {
-                    // Between two requests a server may close; the next POST opens another.
-                    polling.post = None;
-                    let busy = std::mem::take(&mut polling.post_busy);
-                    return if busy { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(false) };
-                }
-                Ok(count) => polling.post_answer.extend_from_slice(&chunk[..count]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let bad = || io::Error::from(io::ErrorKind::InvalidData);
-        let Some(answer) = engineio::read_answer(&polling.post_answer).map_err(|()| bad())? else {
-            return Ok(false);
-        };
-        polling.post_answer = Vec::new();
-        if answer.status != 200 {
-            return Err(bad());
-        }
-        polling.post_busy = false;
-        if !answer.keep_alive {
-            polling.post = None;
-        }
-        Ok(true)
-    }
 }
 
 /// The reason in `{"ok":false,"error":"reason"…}`, wherever in the text that is.
@@ -898,11 +721,10 @@ fn refusal(text: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(&text[start..start + end.min(60)]).into_owned())
 }
 
-fn get_request(host: &str, path_and_query: &str) -> Vec<u8> {
-    format!("GET {path_and_query} HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes()
-}
-
-fn open_socket(target: SocketAddr, source: Option<std::net::IpAddr>) -> io::Result<TcpStream> {
+pub(super) fn open_socket(
+    target: SocketAddr,
+    source: Option<std::net::IpAddr>,
+) -> io::Result<TcpStream> {
     let domain = socket2::Domain::for_address(target);
     let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -920,7 +742,7 @@ fn open_socket(target: SocketAddr, source: Option<std::net::IpAddr>) -> io::Resu
 }
 
 /// Whether all is written by now.
-fn write_all(socket: &mut TcpStream, bytes: &[u8], at: &mut usize) -> io::Result<bool> {
+pub(super) fn write_all(socket: &mut TcpStream, bytes: &[u8], at: &mut usize) -> io::Result<bool> {
     while *at < bytes.len() {
         match socket.write(&bytes[*at..]) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -934,7 +756,7 @@ fn write_all(socket: &mut TcpStream, bytes: &[u8], at: &mut usize) -> io::Result
 }
 
 /// As the official client calls it.
-fn transport_reason(error: &io::Error) -> &'static str {
+pub(super) fn transport_reason(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::InvalidData => "parse error",
         io::ErrorKind::UnexpectedEof => "transport close",
