@@ -10,10 +10,13 @@
 //! 5. Afterwards: [`oracle::judge`] says what became of everything that is missing, [`books`] asks the nodes what
 //!    they counted, [`report`] has it all, [`verdict`] says whether what must hold did.
 //!
+//! [`compare`] runs all this as a program of its own, once for each of several servers.
+//!
 //! It shares no code with the server, so that no mistake can hide in both.
 
 pub mod books;
 pub mod client;
+pub mod compare;
 pub mod faults;
 pub mod histogram;
 pub mod live;

@@ -1,12 +1,14 @@
 //! `antiphon-loadtest`: arguments, Ctrl-C, exit codes.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use antiphon_loadtest::compare;
 use antiphon_loadtest::live::Live;
-use antiphon_loadtest::report::Report;
+use antiphon_loadtest::report::{Report, html};
 use antiphon_loadtest::scenario::{self, Flags};
 use clap::Parser;
 use signal_hook::consts::SIGINT;
@@ -28,6 +30,15 @@ enum Arguments {
     Run(Box<RunArguments>),
     /// Lists the scenarios that come with it
     List,
+    /// Makes a page of a report
+    Html {
+        /// A report, as `run --json` writes it
+        report: PathBuf,
+        /// Where the page goes
+        page: PathBuf,
+    },
+    /// Measures Antiphon and other servers in turn, and writes how they compare
+    Compare(compare::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -39,6 +50,9 @@ struct RunArguments {
     /// Where the report goes, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Where the report goes, as a page with charts that needs no network
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Shows nothing until the end
     #[arg(long)]
     quiet: bool,
@@ -62,7 +76,30 @@ fn main() -> ExitCode {
             }
             ExitCode::SUCCESS
         }
+        Arguments::Html { report, page } => code(page_of(&report, &page)),
+        Arguments::Compare(arguments) => match compare::run(&arguments) {
+            Ok(code) => code,
+            Err(error) => code(Err(format!("{error:#}"))),
+        },
     }
+}
+
+fn code(done: Result<(), String>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(NOT_RUN)
+        }
+    }
+}
+
+fn page_of(report: &Path, page: &Path) -> Result<(), String> {
+    let text =
+        fs::read_to_string(report).map_err(|error| format!("{}: {error}", report.display()))?;
+    let known = serde_json::from_str::<Report>(&text);
+    known.map_err(|error| format!("{}: not a report: {error}", report.display()))?;
+    write(&html::render(&text), page)
 }
 
 fn run(arguments: RunArguments) -> ExitCode {
@@ -92,9 +129,8 @@ fn run(arguments: RunArguments) -> ExitCode {
         }
     };
     print!("{}", report.table());
-    if let Some(error) = arguments.json.and_then(|path| write_json(&report, &path).err()) {
-        eprintln!("{error}");
-        return ExitCode::from(NOT_RUN);
+    if let Err(error) = write_files(&report, arguments.json.as_deref(), arguments.html.as_deref()) {
+        return code(Err(error));
     }
     match &report {
         report if report.ended_early => ExitCode::from(INTERRUPTED),
@@ -103,10 +139,15 @@ fn run(arguments: RunArguments) -> ExitCode {
     }
 }
 
-fn write_json(report: &Report, path: &std::path::Path) -> Result<(), String> {
+fn write_files(report: &Report, json: Option<&Path>, page: Option<&Path>) -> Result<(), String> {
     let mut text = serde_json::to_string_pretty(report).map_err(|error| error.to_string())?;
     text.push('\n');
-    std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
+    json.map_or(Ok(()), |path| write(&text, path))?;
+    page.map_or(Ok(()), |path| write(&html::render(&text), path))
+}
+
+fn write(text: &str, path: &Path) -> Result<(), String> {
+    fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -1,5 +1,7 @@
 //! What a run found, as data: what `--json` writes, and what the table and the page show.
 
+pub mod html;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
