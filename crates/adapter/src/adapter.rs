@@ -203,6 +203,20 @@ impl<E: SocketEmitter> ClusterAdapter<E> {
         opts.server_id.is_some_and(|server| server != self.local.server_id())
     }
 
+    /// Into rooms or out of them: here at once, and for the peers an order.
+    fn move_sockets(
+        &self,
+        opts: BroadcastOptions,
+        rooms: impl RoomParam,
+        here: impl Fn(&Self, &[Sid], &[Room]),
+        order: impl Fn(Whom, Vec<Room>) -> Command,
+    ) -> Result<(), RequestError> {
+        let rooms: Vec<Room> = rooms.into_room_iter().collect();
+        let orders = self.orders_for(&opts);
+        here(self, &self.recipients(opts), &rooms);
+        orders.map_or(Ok(()), |(peers, whom)| peers.order(&self.channels, order(whom, rooms)))
+    }
+
     fn orders_for(&self, opts: &BroadcastOptions) -> Option<(&Arc<Peers>, Whom)> {
         let (peers, Opts { rooms, except, .. }) = self.peers_for(opts)?;
         Some((peers, Whom::Targets(Targets { rooms, except })))
@@ -499,12 +513,7 @@ impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
         opts: BroadcastOptions,
         rooms: impl RoomParam,
     ) -> Result<(), Self::Error> {
-        let rooms: Vec<Room> = rooms.into_room_iter().collect();
-        let order = self.orders_for(&opts);
-        self.join(&self.recipients(opts), &rooms);
-        order.map_or(Ok(()), |(peers, whom)| {
-            peers.order(&self.channels, Command::Join { whom, rooms })
-        })
+        self.move_sockets(opts, rooms, Self::join, |whom, rooms| Command::Join { whom, rooms })
     }
 
     async fn del_sockets(
@@ -512,12 +521,7 @@ impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
         opts: BroadcastOptions,
         rooms: impl RoomParam,
     ) -> Result<(), Self::Error> {
-        let rooms: Vec<Room> = rooms.into_room_iter().collect();
-        let order = self.orders_for(&opts);
-        self.leave(&self.recipients(opts), &rooms);
-        order.map_or(Ok(()), |(peers, whom)| {
-            peers.order(&self.channels, Command::Leave { whom, rooms })
-        })
+        self.move_sockets(opts, rooms, Self::leave, |whom, rooms| Command::Leave { whom, rooms })
     }
 
     async fn disconnect_socket(&self, opts: BroadcastOptions) -> Result<(), BroadcastError> {
