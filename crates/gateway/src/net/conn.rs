@@ -38,6 +38,10 @@ const CLOSE_PACKET: [u8; 7] = [0x81, 0x81, 0, 0, 0, 0, b'1'];
 /// `2probe` and `5`, with which a client goes over from polling.
 const UPGRADE_PROBES: u8 = 2;
 
+/// How long the engine gets to start its writer after an upgrade, in a task of its own: a session that is closed before
+/// loses its queue, and nothing tells when that task runs.
+const WRITER_START: Duration = Duration::from_millis(100);
+
 // States, each past the one before; a connection begins with 0, open.
 const CLOSING: u8 = 1;
 const ABORTED: u8 = 2;
@@ -110,6 +114,8 @@ pub(crate) struct Conn {
     handle: Arc<ConnHandle>,
     frames: ClientFrames,
     close_packet_read: bool,
+    // Made when a connection that came from polling is closed.
+    writer_start: Option<Pin<Box<Sleep>>>,
     // Made when a write cannot go on, gone when it can: idle connections do not pay for it.
     stall: Option<Pin<Box<Sleep>>>,
     stall_timeout: Duration,
@@ -131,6 +137,7 @@ impl Conn {
             handle: Arc::default(),
             frames: ClientFrames::default(),
             close_packet_read: false,
+            writer_start: None,
             stall: None,
             stall_timeout,
             metrics,
@@ -140,6 +147,17 @@ impl Conn {
 
     pub(crate) fn handle(&self) -> Arc<ConnHandle> {
         Arc::clone(&self.handle)
+    }
+
+    /// Whether the client has gone over from polling, and the engine with it; true if there was no polling.
+    fn is_upgraded(&mut self, cx: &mut Context<'_>) -> bool {
+        let probes = self.handle.probes.load(Ordering::Acquire);
+        if probes == 0 {
+            return true;
+        }
+        let start = || Box::pin(tokio::time::sleep(WRITER_START));
+        self.frames.messages() >= probes
+            && self.writer_start.get_or_insert_with(start).as_mut().poll(cx).is_ready()
     }
 
     /// What to do before any write; afterwards [`Conn::wrote`].
@@ -197,8 +215,8 @@ impl AsyncRead for Conn {
         if state == ABORTED {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        let probed = this.frames.messages() >= this.handle.probes.load(Ordering::Acquire);
-        if state == CLOSING && (probed || !websocket) {
+        let closing = state == CLOSING && this.is_upgraded(cx);
+        if closing {
             if !websocket {
                 return Poll::Ready(Ok(())); // End of stream: no further request.
             }
@@ -217,10 +235,7 @@ impl AsyncRead for Conn {
         this.metrics.received_bytes_total.inc_by(read as u64);
         if websocket {
             let frames_end = this.frames.advance(&buf.filled()[before..]);
-            if state == CLOSING
-                && probed
-                && let Some(end) = frames_end
-            {
+            if closing && let Some(end) = frames_end {
                 // What the client sent after the frame that was under way is not accepted any more.
                 buf.set_filled(before + end);
                 this.frames = ClientFrames::default();

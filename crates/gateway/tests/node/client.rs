@@ -79,14 +79,27 @@ impl Client {
         address: SocketAddr,
         sid: &str,
     ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
+        let mut client = Self::upgrading(address, sid).await?;
+        client.probe().await;
+        Ok(client)
+    }
+
+    /// Begins to: [`Client::probe`] is still to come.
+    pub(crate) async fn upgrading(
+        address: SocketAddr,
+        sid: &str,
+    ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
         let stream = TcpStream::connect(address).await.expect("the node listens");
         let url = format!("ws://{address}/socket.io/?EIO=4&transport=websocket&sid={sid}");
         let (socket, _) = client_async(url, stream).await?;
-        let mut client = Self::new(socket);
-        client.send_text("2probe").await;
-        assert_eq!(client.raw_text().await, "3probe");
-        client.send_text("5").await;
-        Ok(client)
+        Ok(Self::new(socket))
+    }
+
+    /// Ends the polling.
+    pub(crate) async fn probe(&mut self) {
+        self.send_text("2probe").await;
+        assert_eq!(self.raw_text().await, "3probe");
+        self.send_text("5").await;
     }
 
     fn new(socket: WebSocketStream<TcpStream>) -> Self {

@@ -124,3 +124,25 @@ async fn a_polling_client_takes_what_waits_for_it_along() {
     node.ended().await;
     assert!(draining.elapsed() < Duration::from_secs(5), "{:?}", draining.elapsed());
 }
+
+#[tokio::test]
+async fn an_upgrade_that_is_under_way_is_finished_first() {
+    let node = TestNode::start(&[("drain.spread", "0s")]).await;
+    let sid = open_polling(node.address).await;
+    let url = format!("http://{}/socket.io/?EIO=4&transport=polling&sid={sid}", node.address);
+    let connect = reqwest::Client::new().post(&url).body("40").send().await.expect("an answer");
+    assert_eq!(connect.status().as_u16(), 200);
+    let polled = reqwest::get(&url).await.expect("an answer").text().await.expect("a body");
+    assert!(polled.contains("40{"), "connected: {polled}");
+    let mut client = Client::upgrading(node.address, &sid).await.expect("the handshake");
+    let mut sender = Client::connect(node.address).await;
+    sender.ask(1, json!(["chat_message", "last words"])).await;
+    node.shutdown.drain.cancel();
+    assert_eq!(sender.event().await, json!(["chat_message", "last words"]));
+    // Then all have been told to close, this client's connection too.
+    assert_eq!(sender.next().await, Packet::Closed);
+    client.probe().await;
+    assert_eq!(client.event().await, json!(["chat_message", "last words"]));
+    assert_eq!(client.next().await, Packet::Closed);
+    node.ended().await;
+}
