@@ -15,6 +15,11 @@ use antiphon_loadtest::live::Live;
 use antiphon_loadtest::report::Report;
 use antiphon_loadtest::scenario::{self, Flags};
 
+#[path = "../tests/runs/frames.rs"]
+mod frames;
+
+use frames::{push_frame, take_frame};
+
 /// Deliveries a second of CPU that the load test must take in, so that it does not measure itself.
 const NEEDED_PER_S: f64 = 5e6;
 const CLIENTS: usize = 100;
@@ -147,29 +152,4 @@ fn welcome(mut socket: TcpStream) -> io::Result<TcpStream> {
     push_frame(&mut connect, br#"40{"sid":"b"}"#);
     socket.write_all(&connect)?;
     Ok(socket)
-}
-
-/// Takes a masked frame of less than 64 KiB off the beginning; what it says.
-fn take_frame(bytes: &mut Vec<u8>) -> Option<Vec<u8>> {
-    let (head, length) = match *bytes.get(1)? & 127 {
-        126 => (4, usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]))),
-        short => (2, usize::from(short)),
-    };
-    let mask: [u8; 4] = bytes.get(head..head + 4)?.try_into().ok()?;
-    let payload = bytes.get(head + 4..head + 4 + length)?;
-    let packet = payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
-    bytes.drain(..head + 4 + length);
-    Some(packet)
-}
-
-fn push_frame(out: &mut Vec<u8>, packet: &[u8]) {
-    out.push(0x81);
-    match packet.len() {
-        short @ 0..126 => out.push(short as u8),
-        long => {
-            out.push(126);
-            out.extend_from_slice(&(long as u16).to_be_bytes());
-        }
-    }
-    out.extend_from_slice(packet);
 }

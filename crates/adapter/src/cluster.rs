@@ -7,17 +7,18 @@ use socketioxide_core::{
     Sid,
     adapter::{BroadcastFlags, BroadcastOptions},
 };
-use tokio::time::{Duration, Instant};
+use tokio::time::Duration;
 use tracing::{Instrument, Span};
 
 use crate::{
     adapter::{Local, Namespace, Recipients},
     answers::{Answers, Describe},
     bus::{Message, Receiver, Subscription},
+    complaints::Complaints,
     peers::{PeerSettings, Peers},
     trace,
     wire::{
-        Broadcast, Channels, Handshake, Limits, Opts, Scope, Traffic, WireError, decode_broadcast,
+        Broadcast, Channels, Handshake, Opts, Scope, Traffic, WireError, decode_broadcast,
         decode_legacy_broadcast, decode_request, decode_response, legacy_channel, peek_uid,
     },
 };
@@ -25,9 +26,6 @@ use crate::{
 /// Messages taken from the bus, and delivered, before other tasks have their turn: as with the node's own
 /// events, those who write to sockets must empty the recipients' queues in between.
 const BATCH_MAX: usize = 32;
-
-/// Bad frames are logged at most this often: whoever sends one sends many.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often Redis is asked how many nodes there are.
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
@@ -230,7 +228,7 @@ impl<'a> Inbound<'a> {
             }
             Err(Dropped::Unwanted(outcome)) => outcome,
             Err(Dropped::Bad(error)) => {
-                self.complaints.about(channel, error);
+                self.complain(channel, error);
                 received(error)
             }
         };
@@ -284,9 +282,7 @@ impl<'a> Inbound<'a> {
     /// Gives an answer to whoever waits for it.
     fn hear(&mut self, message: &Message) {
         let outcome = if self.peers.awaits(&message.payload) {
-            let PeerSettings { limits, answer_bytes_max, .. } = &self.peers.settings;
-            let limits = Limits { frame_bytes_max: *answer_bytes_max, ..*limits };
-            match decode_response(&message.payload, &limits) {
+            match decode_response(&message.payload, &self.peers.settings.answer_limits()) {
                 Err(error) => Err(self.bad(message, error)),
                 Ok(response) => self.peers.take(response, message.payload.len()),
             }
@@ -297,8 +293,15 @@ impl<'a> Inbound<'a> {
     }
 
     fn bad(&mut self, message: &Message, error: WireError) -> Ignored {
-        self.complaints.about(&message.channel, error);
+        self.complain(&message.channel, error);
         ignored(error)
+    }
+
+    fn complain(&mut self, channel: &[u8], error: WireError) {
+        if let Some(kept_back) = self.complaints.may() {
+            let channel = String::from_utf8_lossy(channel);
+            tracing::warn!(%channel, %error, frames = kept_back + 1, "bad frames from the bus");
+        }
     }
 
     fn count(&self, outcome: Result<(), Ignored>) {
@@ -361,23 +364,4 @@ pub(crate) fn local_opts(opts: Opts) -> BroadcastOptions {
     local.rooms = opts.rooms.into();
     local.except = opts.except.into();
     local
-}
-
-/// Logs bad frames, seldom.
-#[derive(Default)]
-struct Complaints {
-    last: Option<Instant>,
-    since: u64,
-}
-
-impl Complaints {
-    fn about(&mut self, channel: &[u8], error: WireError) {
-        self.since += 1;
-        if self.last.is_some_and(|last| last.elapsed() < COMPLAINT_INTERVAL) {
-            return;
-        }
-        let channel = String::from_utf8_lossy(channel);
-        tracing::warn!(%channel, %error, frames = self.since, "bad frames from the bus");
-        *self = Self { last: Some(Instant::now()), since: 0 };
-    }
 }

@@ -35,6 +35,7 @@ mod adapter;
 mod answers;
 pub mod bus;
 mod cluster;
+mod complaints;
 mod peers;
 mod trace;
 pub mod wire;

@@ -60,6 +60,13 @@ pub struct PeerSettings {
     pub metrics: Arc<AdapterMetrics>,
 }
 
+impl PeerSettings {
+    /// What an answer may contain.
+    pub(crate) fn answer_limits(&self) -> Limits {
+        Limits { frame_bytes_max: self.answer_bytes_max, ..self.limits }
+    }
+}
+
 /// Why peers could not be asked, or did not all answer.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
@@ -246,9 +253,8 @@ impl Peers {
 
     /// Publishes an answer to `request`.
     pub(crate) fn answer(&self, channels: &Channels, to: &Asker, answer: Answer) {
-        let PeerSettings { limits, answer_bytes_max, bus, metrics, .. } = &self.settings;
+        let PeerSettings { bus, metrics, .. } = &self.settings;
         let Some(request_id) = to.request_id.clone() else { return };
-        let limits = Limits { frame_bytes_max: *answer_bytes_max, ..*limits };
         // Node publishes this kind on the channel of all alone.
         let for_all = matches!(answer, Answer::Emitted(_));
         let channel = match &to.uid {
@@ -257,9 +263,10 @@ impl Peers {
             }
             _ => channels.response().to_owned(),
         };
-        let sent = encode_response(&Response { request_id, answer }, &limits)
-            .map_err(|_| Unsent::Unencodable)
-            .and_then(|frame| bus.publish(channel, frame.into()).map_err(|_| Unsent::Bus));
+        let sent =
+            encode_response(&Response { request_id, answer }, &self.settings.answer_limits())
+                .map_err(|_| Unsent::Unencodable)
+                .and_then(|frame| bus.publish(channel, frame.into()).map_err(|_| Unsent::Bus));
         if let Err(reason) = sent {
             metrics.answers_unsent_total.of(reason).inc();
         }
@@ -268,9 +275,11 @@ impl Peers {
     /// Whether anybody waits for this answer: if not, it need not be read. Answers to others are as large as those
     /// to this node, and come as often.
     pub(crate) fn awaits(&self, frame: &[u8]) -> bool {
-        let waiting = self.waiting();
-        let named = || peek_request_id(frame).is_none_or(|id| waiting.contains_key(&*id));
-        !waiting.is_empty() && named()
+        if self.waiting().is_empty() {
+            return false;
+        }
+        // Without the lock: it goes over all of a frame that may be large.
+        peek_request_id(frame).is_none_or(|id| self.waiting().contains_key(&*id))
     }
 
     /// Gives an answer of `bytes` to whoever waits for it.

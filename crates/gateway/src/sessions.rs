@@ -289,18 +289,18 @@ impl Session {
     /// Closes the transport, without the DISCONNECT packet after which clients do not come back.
     pub(crate) fn close(&self, reason: CloseReason) {
         let (reason, since) = *self.closing.get_or_init(|| (reason, Instant::now()));
-        match (self.websocket.get(), self.sid.get()) {
+        match self.websocket.get() {
             // Its queue is full because it does not read: there is no point in flushing it.
-            (Some(conn), _) if reason == CloseReason::SlowConsumer => conn.abort(),
-            (Some(conn), _) => conn.close(),
+            Some(conn) if reason == CloseReason::SlowConsumer => conn.abort(),
+            Some(conn) => conn.close(),
             // What is queued is not owed to a client that does not read or breaks the protocol.
-            (None, _) if matches!(reason, CloseReason::SlowConsumer | CloseReason::ParseError) => {
+            None if matches!(reason, CloseReason::SlowConsumer | CloseReason::ParseError) => {
                 self.ask_engine();
             }
             // Who asks again, as a drain does, has waited long enough.
-            (None, _) if since.elapsed() > POLL_PATIENCE => self.ask_engine(),
+            None if since.elapsed() > POLL_PATIENCE => self.ask_engine(),
             // The poll that waits ends it, or the next one; a client that does not poll again, the heartbeat.
-            (None, _) => self.poll_waits.wake(),
+            None => self.poll_waits.wake(),
         }
     }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod errors;
+mod frames;
 mod oracle;
 mod server;
 mod transports;

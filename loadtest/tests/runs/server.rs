@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use crate::frames::{push_frame, take_frame};
 use antiphon_loadtest::live::Live;
 use antiphon_loadtest::report::Report;
 use antiphon_loadtest::scenario::{self, Flags};
@@ -248,29 +249,9 @@ fn read(socket: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<()> {
     }
 }
 
-/// Takes a masked frame of less than 64 KiB off the beginning; what it says.
-fn take_frame(bytes: &mut Vec<u8>) -> Option<Vec<u8>> {
-    let (head, length) = match *bytes.get(1)? & 127 {
-        126 => (4, usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]))),
-        short => (2, usize::from(short)),
-    };
-    let mask: [u8; 4] = bytes.get(head..head + 4)?.try_into().ok()?;
-    let payload = bytes.get(head + 4..head + 4 + length)?;
-    let packet = payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
-    bytes.drain(..head + 4 + length);
-    Some(packet)
-}
-
 fn frame(packet: &[u8]) -> Vec<u8> {
-    let mut frame = vec![0x81];
-    match packet.len() {
-        short @ 0..126 => frame.push(short as u8),
-        long => {
-            frame.push(126);
-            frame.extend_from_slice(&(long as u16).to_be_bytes());
-        }
-    }
-    frame.extend_from_slice(packet);
+    let mut frame = Vec::new();
+    push_frame(&mut frame, packet);
     frame
 }
 

@@ -6,8 +6,10 @@ use antiphon_metrics::bus::Connection;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::complaints::Complaints;
+
 use super::{
-    link::{Backoff, Complaints, LinkError},
+    link::{Backoff, LinkError},
     shared::Shared,
 };
 

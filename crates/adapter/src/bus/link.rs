@@ -167,26 +167,6 @@ fn fraction() -> f64 {
     f64::from(u32::try_from(random() >> 32).unwrap_or(0)) / f64::from(u32::MAX)
 }
 
-/// Lets one line a second into the log, and tells it how many were kept back.
-#[derive(Debug, Default)]
-pub(super) struct Complaints {
-    last: Option<Instant>,
-    kept_back: u64,
-}
-
-impl Complaints {
-    /// The number kept back when a line may be written now.
-    pub(super) fn may(&mut self) -> Option<u64> {
-        let recent = self.last.is_some_and(|last| last.elapsed() < Duration::from_secs(1));
-        if recent {
-            self.kept_back += 1;
-            return None;
-        }
-        self.last = Some(Instant::now());
-        Some(std::mem::take(&mut self.kept_back))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,9 +17,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use crate::complaints::Complaints;
+
 use super::{
     keeper::Keeper,
-    link::{Answer, Answers, Complaints, LinkError, Outgoing, Publishing, Transport},
+    link::{Answer, Answers, LinkError, Outgoing, Publishing, Transport},
     shared::Shared,
 };
 
