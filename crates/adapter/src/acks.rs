@@ -20,7 +20,7 @@ use socketioxide_core::{
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
-    adapter::Recipients,
+    delivery::Recipients,
     peers::{ACKS_MAX, Peers, Question},
     wire::Answer,
 };

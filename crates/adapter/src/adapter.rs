@@ -1,16 +1,22 @@
-//! The adapter itself: recipients, their queues, and what happens when one is full.
+//! The adapter itself: whom packets are for, and what socketioxide may ask.
 
-use std::{collections::HashSet, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, future, stream};
 use socketioxide_core::{
-    Sid, Uid, Value,
+    Sid, Uid,
     adapter::{
         BroadcastFlags, BroadcastOptions, CoreAdapter, CoreLocalAdapter, DefinedAdapter,
         RemoteSocketData, Room, RoomParam, SocketEmitter,
         errors::{AdapterError, BroadcastError, SocketError},
     },
-    packet::{Packet, PacketData},
+    packet::Packet,
 };
 
 use tokio::time::{Instant, timeout_at};
@@ -19,72 +25,10 @@ use crate::{
     acks::{AckStream, LocalAcks, PeersAcks},
     answers::{Asked, rooms_of},
     cluster::{Cluster, Published, Shared},
+    delivery::{Admission, Batch, Delivered, Parcel, QueueError, Queues, Turns, payload_bytes},
     peers::{Peers, RequestError},
     wire::{Answer, Channels, Command, Flags, Opts, Targets, Whom},
 };
-
-/// Recipients served before the delivering task lets others run. Large enough that the switch is lost
-/// among the deliveries.
-const DELIVERIES_PER_TURN: usize = 256;
-
-/// The same in bytes: every delivery is a copy until it is written, and a large packet for many
-/// recipients should not exist once for each of them at a time.
-const BYTES_PER_TURN: usize = 1024 * 1024;
-
-/// What the node knows of the connections behind the sockets.
-pub trait Recipients: Send + Sync + 'static {
-    /// Asked before each delivery: may `bytes` more wait for `sid`? [`Admission::Queue`] takes note of
-    /// them. Called for every recipient of every packet: it must be quick.
-    fn admit(&self, sid: Sid, bytes: usize, volatile: bool) -> Admission;
-
-    /// The engine's queue for `sid` was full all the same, so a packet was not put into it: from here
-    /// on the client would miss events without knowing. The callee closes its connection.
-    fn queue_full(&self, sid: Sid);
-
-    /// `sid` has been sent away by a server, with its connection. The callee closes that once what waits for
-    /// the client is written.
-    fn disconnected(&self, sid: Sid);
-
-    /// A packet has been handed to everybody on this node for whom it is.
-    fn delivered(&self, delivered: &Delivered);
-}
-
-/// Whether a packet may be put into a recipient's queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admission {
-    /// It may.
-    Queue,
-    /// The recipient is behind and the packet is volatile: it goes without.
-    Skip,
-    /// Too much is waiting for the recipient, and its connection is being closed for that.
-    TooSlow,
-    /// It has left.
-    Gone,
-}
-
-/// What became of one packet on this node.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Delivered {
-    /// Recipients whose queue took it.
-    pub queued: u64,
-    /// Recipients that went without because they were behind and the packet was volatile.
-    pub skipped: u64,
-    /// Recipients that are being closed because too much was waiting for them.
-    pub too_slow: u64,
-    /// Recipients that left in the meantime.
-    pub gone: u64,
-}
-
-impl Delivered {
-    fn count(&mut self, admission: Admission) {
-        *match admission {
-            Admission::Queue => &mut self.queued,
-            Admission::Skip => &mut self.skipped,
-            Admission::TooSlow => &mut self.too_slow,
-            Admission::Gone => &mut self.gone,
-        } += 1;
-    }
-}
 
 /// One namespace, for whoever has packets for it.
 #[derive(Clone)]
@@ -94,7 +38,20 @@ impl Namespace {
     /// Delivers `packet` to everyone that `opts` selects, on every node, and says whether the peers get
     /// it. Packets from one task arrive in the order in which that task awaited this.
     pub async fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Published {
-        self.0.broadcast(packet, opts).await
+        let mut batch = Batch::default();
+        let published = batch.broadcast(self, packet, opts).await;
+        batch.flush().await;
+        published
+    }
+
+    /// Sends `packet` to one socket of this node, in order with what is broadcast to it.
+    pub fn send(&self, sid: Sid, packet: Packet) {
+        self.0.send(sid, packet);
+    }
+
+    /// The engine's queues of its sockets on this node.
+    pub fn queues(&self) -> &dyn Queues {
+        &*self.0
     }
 
     /// The rooms that `sid` is in.
@@ -124,11 +81,13 @@ pub struct Member {
 }
 
 /// [`ClusterAdapter`] without socketioxide's emitter in its type, which nobody else need know.
-pub(crate) trait Local: Send + Sync {
-    /// To everyone meant, on every node.
-    fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Soon<'_, Published>;
-    /// To those on this node, for a peer that has published it.
-    fn deliver_for_peer(&self, packet: Packet, opts: BroadcastOptions) -> Soon<'_, ()>;
+pub(crate) trait Local: Queues {
+    /// To those meant who are on other nodes.
+    fn publish(&self, packet: &Packet, opts: &BroadcastOptions) -> Published;
+    /// To those on this node.
+    fn deliver(&self, packets: Vec<Packet>, opts: BroadcastOptions) -> Soon<'_, ()>;
+    /// To one of this node's sockets.
+    fn send(&self, sid: Sid, packet: Packet);
     /// The same, asking for acknowledgements.
     fn deliver_with_acks(
         &self,
@@ -154,25 +113,23 @@ pub(crate) trait Local: Send + Sync {
     fn disconnect(&self, sid: Sid);
 }
 
-type Soon<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+/// A future of a trait's method.
+pub type Soon<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// socketioxide's adapter for one namespace.
 pub struct ClusterAdapter<E> {
     local: CoreLocalAdapter<E>,
     channels: Arc<Channels>,
     shared: Arc<Shared>,
+    // Itself, for parcels that are delivered by several tasks.
+    this: OnceLock<Weak<Self>>,
 }
 
 impl<E: SocketEmitter> ClusterAdapter<E> {
-    /// The peers first: what the bus does with it takes time that delivery here can use.
-    async fn publish_and_deliver(&self, packet: Packet, opts: BroadcastOptions) -> Published {
-        let published = match self.peers_for(&opts) {
-            None => Published::NotNeeded,
-            Some((peers, opts)) if peers.publish(&self.channels, &packet, &opts) => Published::Yes,
-            Some(_) => Published::No,
-        };
-        self.deliver(packet, opts).await;
-        published
+    /// A parcel for sockets of this namespace; `None` only before there can be any.
+    fn parcel(&self, packets: Vec<Packet>, volatile: bool) -> Option<Parcel> {
+        let this = self.this.get()?.upgrade()?;
+        Some(Parcel::new(packets, volatile, this))
     }
 
     /// The peers, and whom of their sockets `opts` selects; none if it is about this node alone.
@@ -266,35 +223,6 @@ impl<E: SocketEmitter> ClusterAdapter<E> {
         rooms.iter().filter_map(|room| room.parse().ok()).filter(|sid| self.has(*sid)).collect()
     }
 
-    async fn deliver(&self, packet: Packet, opts: BroadcastOptions) {
-        let volatile = opts.has_flag(BroadcastFlags::Volatile);
-        let bytes = payload_bytes(&packet);
-        let mut delivered = Delivered::default();
-        let mut turns = Turns::new(bytes);
-        for sid in self.recipients(opts) {
-            turns.next().await;
-            let mut admission = self.shared.recipients.admit(sid, bytes, volatile);
-            if admission == Admission::Queue {
-                admission = self.enqueue(sid, packet.clone());
-            }
-            delivered.count(admission);
-        }
-        self.shared.recipients.delivered(&delivered);
-    }
-
-    /// Puts a packet into one socket's queue. Volatile packets too: socketioxide's own slot for them
-    /// keeps the newest of all senders and events, and does not keep their order with other packets.
-    fn enqueue(&self, sid: Sid, packet: Packet) -> Admission {
-        match self.local.broadcast(packet, BroadcastOptions::new(sid)) {
-            Ok(()) => Admission::Queue,
-            Err(errors) if matches!(errors[..], [SocketError::InternalChannelFull]) => {
-                self.shared.recipients.queue_full(sid);
-                Admission::TooSlow
-            }
-            Err(_) => Admission::Gone,
-        }
-    }
-
     /// To those on this node, asking for acknowledgements: how many are asked, and what they answer.
     async fn ask_clients(
         &self,
@@ -316,44 +244,12 @@ impl<E: SocketEmitter> ClusterAdapter<E> {
                 let (stream, count) = self.local.broadcast_with_ack(packet.clone(), one, timeout);
                 acks.push(stream);
                 asked += count;
+                self.shared.recipients.queued(sid, self);
             }
-            delivered.count(admission);
+            delivered.count(admission, 1);
         }
         self.shared.recipients.delivered(&delivered);
         (asked, acks)
-    }
-}
-
-/// What a packet adds to a queue: its text and attachments.
-fn payload_bytes(packet: &Packet) -> usize {
-    match &packet.inner {
-        PacketData::Event(value, _) | PacketData::BinaryEvent(value, _) => match value {
-            Value::Str(text, attachments) => {
-                text.len() + attachments.iter().flatten().map(|one| one.len()).sum::<usize>()
-            }
-            Value::Bytes(bytes) => bytes.len(),
-        },
-        _ => 0,
-    }
-}
-
-/// Lets other tasks run, every so many deliveries.
-struct Turns {
-    size: usize,
-    served: usize,
-}
-
-impl Turns {
-    fn new(packet_bytes: usize) -> Self {
-        let size = (BYTES_PER_TURN / packet_bytes.max(1)).clamp(1, DELIVERIES_PER_TURN);
-        Self { size, served: 0 }
-    }
-
-    async fn next(&mut self) {
-        self.served += 1;
-        if self.served.is_multiple_of(self.size) {
-            tokio::task::yield_now().await;
-        }
     }
 }
 
@@ -368,13 +264,49 @@ fn everyone() -> BroadcastOptions {
     opts
 }
 
-impl<E: SocketEmitter> Local for ClusterAdapter<E> {
-    fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Soon<'_, Published> {
-        Box::pin(self.publish_and_deliver(packet, opts))
+/// socketioxide's own queues. Volatile packets go into them too: its slot for those keeps the newest of all
+/// senders and events, and does not keep their order with other packets.
+impl<E: SocketEmitter> Queues for ClusterAdapter<E> {
+    fn path(&self) -> &str {
+        self.local.path()
     }
 
-    fn deliver_for_peer(&self, packet: Packet, opts: BroadcastOptions) -> Soon<'_, ()> {
-        Box::pin(self.deliver(packet, opts))
+    fn put(&self, sid: Sid, packet: Packet) -> Result<(), QueueError> {
+        // Sending to a socket that is not there is no error to the engine.
+        if !self.has(sid) {
+            return Err(QueueError::Gone);
+        }
+        self.local.broadcast(packet, BroadcastOptions::new(sid)).map_err(
+            |errors| match errors[..] {
+                [SocketError::InternalChannelFull] => QueueError::Full,
+                _ => QueueError::Gone,
+            },
+        )
+    }
+}
+
+impl<E: SocketEmitter> Local for ClusterAdapter<E> {
+    fn publish(&self, packet: &Packet, opts: &BroadcastOptions) -> Published {
+        match self.peers_for(opts) {
+            None => Published::NotNeeded,
+            Some((peers, opts)) if peers.publish(&self.channels, packet, &opts) => Published::Yes,
+            Some(_) => Published::No,
+        }
+    }
+
+    fn deliver(&self, packets: Vec<Packet>, opts: BroadcastOptions) -> Soon<'_, ()> {
+        let volatile = opts.has_flag(BroadcastFlags::Volatile);
+        let to = self.recipients(opts);
+        match self.parcel(packets, volatile).filter(|_| !to.is_empty()) {
+            Some(parcel) => self.shared.recipients.deliver(parcel, to),
+            None => Box::pin(future::ready(())),
+        }
+    }
+
+    fn send(&self, sid: Sid, packet: Packet) {
+        if let Some(parcel) = self.parcel(vec![packet], false) {
+            self.shared.recipients.send(parcel, sid);
+        }
     }
 
     fn deliver_with_acks(
@@ -463,11 +395,14 @@ impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
 
     fn new(state: &Cluster, local: CoreLocalAdapter<E>) -> Self {
         let shared = state.shared();
-        Self { channels: Arc::new(shared.channels(local.path())), local, shared }
+        let channels = Arc::new(shared.channels(local.path()));
+        Self { local, channels, shared, this: OnceLock::new() }
     }
 
     fn init(self: Arc<Self>, on_success: impl FnOnce() + Send + 'static) {
         let path = self.local.path().to_string();
+        let first = self.this.set(Arc::downgrade(&self));
+        debug_assert!(first.is_ok(), "an adapter is initialised once");
         let adapter: Arc<dyn Local> = Arc::clone(&self) as Arc<dyn Local>;
         self.shared.register(path, Arc::clone(&self.channels), Arc::downgrade(&adapter));
         on_success();
@@ -482,8 +417,10 @@ impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
         packet: Packet,
         opts: BroadcastOptions,
     ) -> Result<(), BroadcastError> {
-        // Neither a full queue nor a bus that is down is an error here: both have been dealt with.
-        self.publish_and_deliver(packet, opts).await;
+        // Neither a full queue nor a bus that is down is an error here: both have been dealt with. The peers
+        // first: what the bus does with it takes time that delivery here can use.
+        self.publish(&packet, &opts);
+        self.deliver(vec![packet], opts).await;
         Ok(())
     }
 

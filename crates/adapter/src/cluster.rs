@@ -11,10 +11,11 @@ use tokio::time::Duration;
 use tracing::{Instrument, Span};
 
 use crate::{
-    adapter::{Local, Namespace, Recipients},
+    adapter::{Local, Namespace},
     answers::{Answers, Describe},
     bus::{Message, Receiver, Subscription},
     complaints::Complaints,
+    delivery::{Batch, Recipients},
     peers::{PeerSettings, Peers},
     trace,
     wire::{
@@ -25,7 +26,7 @@ use crate::{
 
 /// Messages taken from the bus, and delivered, before other tasks have their turn: as with the node's own
 /// events, those who write to sockets must empty the recipients' queues in between.
-const BATCH_MAX: usize = 32;
+const BATCH_MAX: usize = 128;
 
 /// How often Redis is asked how many nodes there are.
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
@@ -109,6 +110,7 @@ impl Cluster {
             for message in batch.drain(..) {
                 inbound.take(message).await;
             }
+            inbound.batch.flush().await;
             tokio::task::yield_now().await;
         }
     }
@@ -181,6 +183,7 @@ struct Inbound<'a> {
     answers: Answers<'a>,
     legacy_channel: String,
     complaints: Complaints,
+    batch: Batch,
 }
 
 impl<'a> Inbound<'a> {
@@ -191,6 +194,7 @@ impl<'a> Inbound<'a> {
             answers: Answers::new(shared, peers, describe),
             legacy_channel: legacy_channel(&peers.settings.prefix),
             complaints: Complaints::default(),
+            batch: Batch::default(),
         }
     }
 
@@ -213,7 +217,11 @@ impl<'a> Inbound<'a> {
                 let read = self.admit(&message, &entry, scope);
                 self.deliver(&message.channel, read).await;
             }
-            Traffic::Request => self.obey(&message, &entry).await,
+            Traffic::Request => {
+                // What was published before it is delivered before it.
+                self.batch.flush().await;
+                self.obey(&message, &entry).await;
+            }
             Traffic::Response => self.hear(&message),
         }
     }
@@ -223,7 +231,7 @@ impl<'a> Inbound<'a> {
         let outcome = match read {
             Ok((local, Broadcast { packet, opts, .. })) => {
                 let span = opts.flags.traceparent.as_deref().map_or(Span::none(), trace::received);
-                local.deliver_for_peer(packet, local_opts(opts)).instrument(span).await;
+                self.batch.add(&local, packet, local_opts(opts)).instrument(span).await;
                 Received::Delivered
             }
             Err(Dropped::Unwanted(outcome)) => outcome,

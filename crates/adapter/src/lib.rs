@@ -36,11 +36,13 @@ mod answers;
 pub mod bus;
 mod cluster;
 mod complaints;
+mod delivery;
 mod peers;
 mod trace;
 pub mod wire;
 
 pub use acks::AckStream;
-pub use adapter::{Admission, ClusterAdapter, Delivered, Member, Namespace, Recipients};
+pub use adapter::{ClusterAdapter, Member, Namespace, Soon};
 pub use cluster::{Cluster, Published, subscriptions};
+pub use delivery::{Admission, Batch, Delivered, Parcel, QueueError, Queues, Recipients};
 pub use peers::{PeerSettings, RequestError};

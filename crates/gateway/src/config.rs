@@ -36,6 +36,8 @@ pub struct Config {
     pub limits: Limits,
     /// The queue between accepting an event and delivering it.
     pub stage: Stage,
+    /// How events get to many clients.
+    pub fanout: FanOut,
     /// How a node leaves.
     pub drain: Drain,
     /// The listener for operators.
@@ -160,6 +162,15 @@ pub struct Stage {
     pub max_events: usize,
     /// The same, in bytes of payload.
     pub max_bytes: usize,
+}
+
+/// `[fanout]`
+#[derive(Debug, Clone)]
+pub struct FanOut {
+    /// Tasks among which a large fan-out is split.
+    pub workers: usize,
+    /// How long an event waits for others to go out with.
+    pub window: Duration,
 }
 
 /// `[drain]`

@@ -50,6 +50,7 @@ impl Door {
         let door = &*self.0;
         let session = session(socket).ok_or("no session")?;
         session.identify(socket.id);
+        session.lane().expect(&door.path);
         introduction::keep_auth(socket, auth, door.rules.max_json_depth());
         let rules = Arc::clone(&door.rules);
         let stage = door.stage.clone();
@@ -80,6 +81,9 @@ impl ConnectHandler<Adapter, Direct> for Door {
 
     fn call(&self, socket: Arc<Socket<Adapter>>, _auth: Option<Value>) {
         let Some(session) = session(&socket) else { return };
+        if let Some(namespace) = self.0.cluster.namespace(&self.0.path) {
+            session.connected(socket.id, namespace.queues());
+        }
         tracing::info!(
             client = session.number,
             address = %session.client,
@@ -131,6 +135,7 @@ impl DisconnectHandler<Adapter, Direct> for Presence {
             DisconnectReason::ClosingServer => CloseReason::ServerShutdown,
         };
         self.metrics.sockets_closed_total.of(reason).inc();
+        self.session.lane().left(socket.ns());
         tracing::info!(
             client = self.session.number,
             namespace = socket.ns(),

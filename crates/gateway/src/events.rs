@@ -158,7 +158,8 @@ impl Inbox {
     }
 
     fn receive(&self, socket: Arc<Socket<Adapter>>, value: Value, ack: Option<i64>) {
-        let reply = Reply::new(Arc::clone(&socket), Arc::clone(&self.session), ack);
+        let (namespace, session) = (self.namespace.clone(), Arc::clone(&self.session));
+        let reply = Reply::new(Arc::clone(&socket), namespace, session, ack);
         let Value::Str(text, attachments) = &value else { return }; // Only with another parser.
         let Some(event) = Event::parse(text) else {
             return self.without_rule(Outcome::Malformed, reply);

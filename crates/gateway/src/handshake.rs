@@ -200,7 +200,7 @@ async fn websocket(
     let response = next.run(request).await;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let owner: Weak<Session> = Arc::downgrade(&session);
-        peer.conn.upgraded(owner, query.sid.is_some());
+        peer.conn.upgraded(owner, session.lane(), query.sid.is_some());
         if query.sid.is_some() {
             session.upgrade(Arc::clone(&peer.conn));
         }

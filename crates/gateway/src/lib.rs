@@ -9,6 +9,7 @@ pub mod config;
 mod door;
 mod eio3;
 mod events;
+mod fanout;
 mod handshake;
 mod introduction;
 mod lifecycle;

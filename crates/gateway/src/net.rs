@@ -5,16 +5,20 @@
 //! - Connections are bounded in all and by client address; what is over the bound is refused, quickly.
 //! - The head of a request has a deadline.
 //! - Request heads are copied before anything keeps them ([`unpin_head`]).
-//! - Each connection is a [`Conn`]: counted, with a deadline for stalled writes, closable from outside.
+//! - Each connection is a [`Conn`]: counted, with a deadline for stalled writes, closable from outside, and with
+//!   a [`Lane`] for what is sent to many.
 
 mod admission;
 mod conn;
 mod forwarded;
 mod frames;
+mod lane;
 
 pub(crate) use admission::{Admission, Permit};
 pub(crate) use conn::{ConnHandle, Owner};
 pub(crate) use forwarded::client_address;
+pub(crate) use frames::write_frame;
+pub(crate) use lane::{EngineQueue, Lane, Segment, Sent};
 
 use std::{
     io,

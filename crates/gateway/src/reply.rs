@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use antiphon_adapter::Namespace;
 use antiphon_metrics::gateway::{CloseReason, Outcome};
 use serde::Serialize;
 use socketioxide::{
     SendError, SocketError, extract::AckSender, handler::FromMessageParts, socket::Socket,
 };
-use socketioxide_core::Value;
+use socketioxide_core::{Value, packet::Packet};
 
 use crate::{events::Adapter, sessions::Session};
 
@@ -28,6 +29,7 @@ struct Body<'a> {
 #[derive(Clone)]
 pub(crate) struct Reply {
     socket: Arc<Socket<Adapter>>,
+    namespace: Namespace,
     session: Arc<Session>,
     ack: Option<i64>,
 }
@@ -35,10 +37,11 @@ pub(crate) struct Reply {
 impl Reply {
     pub(crate) fn new(
         socket: Arc<Socket<Adapter>>,
+        namespace: Namespace,
         session: Arc<Session>,
         ack: Option<i64>,
     ) -> Self {
-        Self { socket, session, ack }
+        Self { socket, namespace, session, ack }
     }
 
     /// Acknowledges the event if the sender asked for that; else, if it was refused, says so with
@@ -54,14 +57,18 @@ impl Reply {
                 Body { ok: false, scope: None, error: Some(refused.as_str()), event }
             }
         };
-        let sent = match (self.ack.is_some(), body.ok) {
-            (true, _) => self.acknowledge(&body),
-            (false, true) => Ok(()),
-            (false, false) => self.socket.emit("error", &body),
-        };
-        // A client that does not read its answers is as slow as one that does not read events.
-        if let Err(SendError::Socket(SocketError::InternalChannelFull)) = sent {
-            self.session.close(CloseReason::SlowConsumer);
+        if self.ack.is_some() {
+            let sent = self.acknowledge(&body);
+            // A client that does not read its answers is as slow as one that does not read events.
+            if let Err(SendError::Socket(SocketError::InternalChannelFull)) = sent {
+                self.session.close(CloseReason::SlowConsumer);
+            }
+        } else if !body.ok
+            && let Ok(arguments) = serde_json::to_string(&("error", &body))
+        {
+            let event =
+                Packet::event(self.socket.ns().to_owned(), Value::Str(arguments.into(), None));
+            self.namespace.send(self.socket.id, event);
         }
     }
 

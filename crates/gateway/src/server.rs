@@ -20,6 +20,7 @@ use crate::{
     config::{AllowedOrigins, Config, Cors},
     door::Door,
     events::{Adapter, Rules},
+    fanout::FanOut,
     handshake::{Gate, gate},
     introduction,
     sessions::{PollingSession, Sessions},
@@ -81,9 +82,11 @@ impl Node {
         let max_waiting_bytes = config.session.send_queue_bytes;
         let (sessions, to_close) = Sessions::new(max_waiting_bytes, Arc::clone(&metrics));
         let max_rooms = config.limits.max_rooms_per_socket;
-        let (stage, worker) = stage(&config.stage, max_rooms, Arc::clone(&metrics));
+        let window = config.fanout.window;
+        let (stage, worker) = stage(&config.stage, window, max_rooms, Arc::clone(&metrics));
 
-        let (cluster, link) = cluster::start(&config, &registry, Arc::clone(&sessions) as _)?;
+        let fan_out = Arc::new(FanOut::new(Arc::clone(&sessions), config.fanout.workers));
+        let (cluster, link) = cluster::start(&config, &registry, fan_out)?;
         let (engine, io) = engine(&config, cluster.clone(), routes);
         for path in &config.namespaces {
             let rules = Rules::new(&config, path, &metrics)?;

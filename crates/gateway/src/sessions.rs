@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use antiphon_adapter::{Admission, Delivered, Recipients};
+use antiphon_adapter::{Admission, Delivered, QueueError, Queues};
 use antiphon_metrics::{
     GatewayMetrics,
     gateway::{CloseReason, Protocol, Transport, Undelivered},
@@ -33,7 +33,10 @@ use tokio::{
     task::coop::unconstrained,
 };
 
-use crate::net::{ConnHandle, Owner, Permit};
+use crate::{
+    fanout::{Encoded, put_fence},
+    net::{ConnHandle, EngineQueue, Lane, Owner, Permit, Sent},
+};
 
 /// Polling sessions that wait to be closed. When it is full, the next poll or the next batch of a drain asks again.
 const CLOSING_MAX: usize = 1024;
@@ -83,6 +86,8 @@ pub(crate) struct Session {
     sid: OnceLock<Sid>,
     // Set when the session begins with a WebSocket or is upgraded to one; never unset.
     websocket: OnceLock<Arc<ConnHandle>>,
+    // What is sent to the client takes it, unless the client polls.
+    lane: Arc<Lane>,
     // Why the node itself closes it, and since when.
     closing: OnceLock<(CloseReason, Instant)>,
     // A poll that waits for something to be sent.
@@ -131,6 +136,7 @@ impl Sessions {
             opened: SystemTime::now(),
             sid: OnceLock::new(),
             websocket: websocket.map(OnceLock::from).unwrap_or_default(),
+            lane: Arc::default(),
             closing: OnceLock::new(),
             poll_waits: AtomicWaker::new(),
             asked_engine: AtomicBool::new(false),
@@ -150,6 +156,13 @@ impl Sessions {
     /// The session with this id, if it is open.
     pub(crate) fn find(&self, sid: Sid) -> Option<Arc<Session>> {
         self.read().by_sid.get(&sid)?.upgrade()
+    }
+
+    /// The same for several: those that are not open are left out.
+    pub(crate) fn find_all(&self, sids: &[Sid]) -> Vec<(Sid, Arc<Session>)> {
+        let open = self.read();
+        let found = |sid: &Sid| Some((*sid, open.by_sid.get(sid)?.upgrade()?));
+        sids.iter().filter_map(found).collect()
     }
 
     /// Every open session, the oldest first.
@@ -184,8 +197,9 @@ impl Sessions {
     }
 }
 
-impl Recipients for Sessions {
-    fn admit(&self, sid: Sid, bytes: usize, volatile: bool) -> Admission {
+impl Sessions {
+    /// Whether `bytes` more may wait in the engine's queue for `sid`, and notes that they do.
+    pub(crate) fn admit(&self, sid: Sid, bytes: usize, volatile: bool) -> Admission {
         let Some(session) = self.find(sid) else { return Admission::Gone };
         // What came before it was closed still goes out (`poll`); what comes after would keep it open.
         if session.websocket.get().is_none() && session.closing.get().is_some() {
@@ -204,19 +218,15 @@ impl Recipients for Sessions {
         Admission::Queue
     }
 
-    fn queue_full(&self, sid: Sid) {
+    /// Closes a session, if it is open.
+    pub(crate) fn close(&self, sid: Sid, reason: CloseReason) {
         if let Some(session) = self.find(sid) {
-            session.close(CloseReason::SlowConsumer);
+            session.close(reason);
         }
     }
 
-    fn disconnected(&self, sid: Sid) {
-        if let Some(session) = self.find(sid) {
-            session.close(CloseReason::ServerDisconnect);
-        }
-    }
-
-    fn delivered(&self, delivered: &Delivered) {
+    /// Counts deliveries.
+    pub(crate) fn delivered(&self, delivered: &Delivered) {
         let undelivered = &self.metrics.undelivered_total;
         self.metrics.deliveries_total.inc_by(delivered.queued);
         undelivered.of(Undelivered::SlowConsumer).inc_by(delivered.too_slow);
@@ -265,6 +275,46 @@ impl Session {
             answer
         })
         .await
+    }
+
+    /// The connection's lane, there from the start.
+    pub(crate) fn lane(&self) -> Arc<Lane> {
+        Arc::clone(&self.lane)
+    }
+
+    /// Sends events to the client's socket in their namespace.
+    pub(crate) fn send(&self, events: &Encoded, engine: &mut impl EngineQueue) -> Sent {
+        let segment = events.segment(self.protocol);
+        let max_bytes = self.sessions.max_waiting_bytes;
+        let sent = self.lane.send(events.namespace(), segment, max_bytes, engine);
+        match sent {
+            Sent::Accepted { wake: true } | Sent::Volatile { wake: true, .. } => {
+                if let Some(conn) = self.websocket.get() {
+                    conn.wake_reader();
+                }
+            }
+            Sent::Full => self.close(CloseReason::SlowConsumer),
+            _ => {}
+        }
+        sent
+    }
+
+    /// Its socket in this namespace has its CONNECT packet in the engine's queue.
+    pub(crate) fn connected(&self, sid: Sid, queues: &dyn Queues) {
+        let fence = |number| put_fence(queues, sid, number);
+        self.fenced(self.lane.connected(queues.path(), fence));
+    }
+
+    /// The engine's queue has something for this socket that nothing may overtake.
+    pub(crate) fn follow(&self, sid: Sid, queues: &dyn Queues) {
+        let fence = |number| put_fence(queues, sid, number);
+        self.fenced(self.lane.follow(queues.path(), fence));
+    }
+
+    fn fenced(&self, result: Result<(), QueueError>) {
+        if result == Err(QueueError::Full) {
+            self.close(CloseReason::SlowConsumer);
+        }
     }
 
     /// The namespace's limiters, made when its first socket comes.

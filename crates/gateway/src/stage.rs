@@ -2,17 +2,21 @@
 //!
 //! Two things follow from there being one. Order: what a socket sent first is delivered first, to
 //! every recipient, and an event sent after a join finds the sender in the room. Fairness: the stage
-//! yields often, so that the tasks that write to sockets empty the recipients' queues between two
-//! events, and a burst from many senders waits here, where it is bounded and senders are told
-//! (`overloaded`), rather than in every recipient's queue, where it would cost the recipients their
-//! connections.
+//! yields often, so that the tasks that write to sockets have their turn, and a burst from many senders waits
+//! here, where it is bounded and senders are told (`overloaded`), rather than in every recipient's queue, where it
+//! would cost the recipients their connections.
+//!
+//! What has piled up meanwhile goes out together: neighbours with the same recipients in one write for each.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
-use antiphon_adapter::{Namespace, Published};
+use antiphon_adapter::{Batch, Namespace, Published};
 use antiphon_metrics::{GatewayMetrics, gateway::Outcome};
 use socketioxide::socket::Socket;
 use socketioxide_core::packet::Packet;
@@ -24,9 +28,9 @@ use crate::{
     reply::Reply,
 };
 
-/// Events handled before the stage lets other tasks run, whatever few recipients they had. Far below
-/// `session.send_queue_packets`, which is how many may come together for one recipient.
-const EVENTS_PER_TURN: usize = 32;
+/// Events taken up together, and before the stage lets other tasks run, whatever few recipients they had. Below
+/// `session.send_queue_packets`, which is how many may come together for one recipient that polls.
+const EVENTS_PER_TURN: usize = 128;
 
 /// An event that will be carried out.
 pub(crate) struct Accepted {
@@ -62,13 +66,23 @@ pub(crate) struct Stage {
 pub(crate) struct Worker {
     queue: mpsc::Receiver<Accepted>,
     held_bytes: Arc<AtomicUsize>,
+    window: Duration,
     max_rooms: usize,
     metrics: Arc<GatewayMetrics>,
 }
 
-/// A stage within its bounds; the worker is to be run.
+/// An event that has been carried out, but for the deliveries that the batch still has to make.
+struct Done {
+    rule: Arc<Rule>,
+    outcome: Outcome,
+    bytes: usize,
+    reply: Reply,
+}
+
+/// A stage within its bounds; the worker is to be run. It waits for `window` after an event for more to come.
 pub(crate) fn stage(
     bounds: &config::Stage,
+    window: Duration,
     max_rooms: usize,
     metrics: Arc<GatewayMetrics>,
 ) -> (Stage, Worker) {
@@ -80,7 +94,7 @@ pub(crate) fn stage(
         max_bytes: bounds.max_bytes,
         metrics: Arc::clone(&metrics),
     };
-    (stage, Worker { queue, held_bytes, max_rooms, metrics })
+    (stage, Worker { queue, held_bytes, window, max_rooms, metrics })
 }
 
 impl Stage {
@@ -112,28 +126,36 @@ impl Stage {
 impl Worker {
     /// Carries out events until there is nobody left who could send one.
     pub(crate) async fn run(mut self) {
-        let mut in_turn = 0;
-        while let Some(event) = self.queue.recv().await {
-            let bytes = event.bytes;
-            self.carry_out(event).await;
-            self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.metrics.stage_events.dec();
-            self.metrics.stage_bytes.sub(bytes as i64);
-            in_turn += 1;
-            if in_turn == EVENTS_PER_TURN {
-                in_turn = 0;
-                tokio::task::yield_now().await;
+        let mut events = Vec::with_capacity(EVENTS_PER_TURN);
+        let mut done = Vec::with_capacity(EVENTS_PER_TURN);
+        let mut batch = Batch::default();
+        while self.queue.recv_many(&mut events, EVENTS_PER_TURN).await > 0 {
+            if !self.window.is_zero() {
+                tokio::time::sleep(self.window).await;
+                while events.len() < EVENTS_PER_TURN
+                    && let Ok(event) = self.queue.try_recv()
+                {
+                    events.push(event);
+                }
             }
+            for event in events.drain(..) {
+                done.push(self.carry_out(event, &mut batch).await);
+            }
+            batch.flush().await;
+            for event in done.drain(..) {
+                self.answer(event);
+            }
+            tokio::task::yield_now().await;
         }
     }
 
-    async fn carry_out(&self, event: Accepted) {
-        let Accepted { socket, namespace, rule, task, reply, .. } = event;
+    async fn carry_out(&self, event: Accepted, batch: &mut Batch) -> Done {
+        let Accepted { socket, namespace, rule, task, bytes, reply } = event;
         let outcome = match task {
             Task::Deliver { packet, room } => {
                 if rule.admits(room.as_deref(), || namespace.rooms(socket.id)) {
                     let recipients = rule.recipients(socket.id, room);
-                    match namespace.broadcast(packet, recipients).await {
+                    match batch.broadcast(&namespace, packet, recipients).await {
                         Published::No => Outcome::OkLocal,
                         Published::Yes | Published::NotNeeded => Outcome::Ok,
                     }
@@ -141,14 +163,26 @@ impl Worker {
                     Outcome::NotJoined
                 }
             }
-            Task::Join(room) => self.join(&namespace, &socket, room),
+            // Those who were in the room when an event came get it, and nobody else.
+            Task::Join(room) => {
+                batch.flush().await;
+                self.join(&namespace, &socket, room)
+            }
             Task::Leave(room) => {
+                batch.flush().await;
                 socket.leave(room);
                 Outcome::Ok
             }
         };
+        Done { rule, outcome, bytes, reply }
+    }
+
+    fn answer(&self, Done { rule, outcome, bytes, reply }: Done) {
         rule.count(outcome);
         reply.send(outcome, &rule.name);
+        self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.metrics.stage_events.dec();
+        self.metrics.stage_bytes.sub(bytes as i64);
     }
 
     fn join(&self, namespace: &Namespace, socket: &Socket<Adapter>, room: String) -> Outcome {

@@ -6,8 +6,9 @@ use config::{Value, ValueKind};
 use ipnet::IpNet;
 
 use super::{
-    Action, Admin, AllowedOrigins, Audience, Config, Cors, Drain, EventRule, ForwardingHeader,
-    Limits, Log, LogFormat, Node, Proxy, Rate, Redis, Secret, Server, Session, Stage,
+    Action, Admin, AllowedOrigins, Audience, Config, Cors, Drain, EventRule, FanOut,
+    ForwardingHeader, Limits, Log, LogFormat, Node, Proxy, Rate, Redis, Secret, Server, Session,
+    Stage,
     read::{Noted, Parsed, Read, Section, address, boolean, duration, one_of, size, text, whole},
 };
 
@@ -53,6 +54,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Read<Config> {
     let limits = root.section("limits", limits);
     let message_bytes_max = limits.as_ref().ok().map(|limits| limits.max_message_bytes);
     let stage = root.section("stage", |section| stage(section, message_bytes_max));
+    let fanout = root.section("fanout", fanout);
     let drain = root.section("drain", drain);
     let public = server.as_ref().ok().map(|server| server.listen);
     let admin = root.section("admin", |section| admin(section, public));
@@ -82,6 +84,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Read<Config> {
         session: session?,
         limits: limits?,
         stage: stage?,
+        fanout: fanout?,
         drain: drain?,
         admin: admin?,
         redis: redis?,
@@ -290,7 +293,7 @@ fn session(s: &mut Section<'_>) -> Read<Session> {
     let upgrade_timeout = timeout(s, "upgrade_timeout");
     // Twice what the stage delivers before writers have their turn: a queue that such a burst fills
     // would cost every client its connection.
-    let send_queue_packets = s.get("send_queue_packets", whole(64..=COUNT_MAX));
+    let send_queue_packets = s.get("send_queue_packets", whole(256..=COUNT_MAX));
     let send_queue_bytes = s.get("send_queue_bytes", size(MESSAGE_BYTES_MIN..=usize::MAX));
     let write_stall_timeout = timeout(s, "write_stall_timeout");
     Ok(Session {
@@ -330,6 +333,14 @@ fn stage(s: &mut Section<'_>, message_bytes_max: Option<usize>) -> Read<Stage> {
         return Err(s.refuse("max_bytes", right));
     }
     Ok(Stage { max_events: max_events?, max_bytes })
+}
+
+fn fanout(s: &mut Section<'_>) -> Read<FanOut> {
+    let workers = s.get("workers", whole(0..=1024))?;
+    // A second is late in any of the uses; more is a slip in the unit.
+    let window = s.get("window", duration(Duration::ZERO..=Duration::from_secs(1)))?;
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(FanOut { workers: if workers == 0 { cores() } else { workers }, window })
 }
 
 fn drain(s: &mut Section<'_>) -> Read<Drain> {

@@ -1,60 +1,47 @@
-//! Where a client's WebSocket messages begin and end (RFC 6455, section 5.2), found by the headers of
-//! their frames alone.
+//! Where WebSocket frames begin and end in a stream of bytes that is cut anywhere (RFC 6455, section 5.2), and
+//! with them what the two sides of a connection send: messages of a client, packets of the engine.
 
-/// Follows the frame headers in a stream of bytes that is cut anywhere, from the client's first frame
-/// on. A client that sends frames before it has been told that it may is not followed correctly, and
-/// only itself the worse for it.
-#[derive(Debug, Default)]
-pub(crate) struct ClientFrames {
+/// Follows the headers of frames.
+#[derive(Debug, Default, Clone)]
+struct Frames {
     header: [u8; 14],
     header_bytes: u8,
     payload_left: u64,
-    /// The message goes on in a further frame.
-    unfinished: bool,
-    messages: u8,
 }
 
-impl ClientFrames {
-    /// Whether the stream stands between two messages.
-    pub(crate) fn between(&self) -> bool {
-        self.header_bytes == 0 && self.payload_left == 0 && !self.unfinished
+/// What comes next in a stream.
+enum Piece<'a> {
+    /// Of a header that is not complete.
+    Beginning,
+    /// The last of a header.
+    Header { opcode: u8, fin: bool },
+    /// Of a payload.
+    Payload(&'a [u8]),
+}
+
+impl Frames {
+    /// Whether the stream stands between two frames.
+    fn between(&self) -> bool {
+        self.header_bytes == 0 && self.payload_left == 0
     }
 
-    /// How many messages have ended, of the first 255.
-    pub(crate) fn messages(&self) -> u8 {
-        self.messages
-    }
-
-    /// Takes the next bytes of the stream. Returns the first end of a message in them.
-    pub(crate) fn advance(&mut self, bytes: &[u8]) -> Option<usize> {
-        let mut first_end = None;
-        let mut at = 0;
-        while at < bytes.len() {
-            if self.payload_left > 0 {
-                let left = usize::try_from(self.payload_left).unwrap_or(usize::MAX);
-                let step = left.min(bytes.len() - at);
-                self.payload_left -= step as u64;
-                at += step;
-            } else {
-                self.header[usize::from(self.header_bytes)] = bytes[at];
-                self.header_bytes += 1;
-                at += 1;
-                if self.header_bytes == self.header_len() {
-                    self.payload_left = self.payload_len();
-                    self.header_bytes = 0;
-                    let [first, ..] = self.header;
-                    let (fin, control) = (first & 0x80 != 0, first & 0x08 != 0);
-                    if !control {
-                        self.unfinished = !fin;
-                    }
-                }
-            }
-            if self.between() {
-                first_end.get_or_insert(at);
-                self.messages = self.messages.saturating_add(1);
-            }
+    /// Takes the next piece of `bytes`, which is not empty; returns it with its length.
+    fn next<'a>(&mut self, bytes: &'a [u8]) -> (usize, Piece<'a>) {
+        if self.payload_left > 0 {
+            let left = usize::try_from(self.payload_left).unwrap_or(usize::MAX);
+            let length = left.min(bytes.len());
+            self.payload_left -= length as u64;
+            return (length, Piece::Payload(&bytes[..length]));
         }
-        first_end
+        self.header[usize::from(self.header_bytes)] = bytes[0];
+        self.header_bytes += 1;
+        if self.header_bytes < self.header_len() {
+            return (1, Piece::Beginning);
+        }
+        self.payload_left = self.payload_len();
+        self.header_bytes = 0;
+        let [first, ..] = self.header;
+        (1, Piece::Header { opcode: first & 0x0f, fin: first & 0x80 != 0 })
     }
 
     /// How long the header is, as far as its first bytes tell.
@@ -79,6 +66,187 @@ impl ClientFrames {
             short => u64::from(short),
         }
     }
+}
+
+const TEXT: u8 = 1;
+const BINARY: u8 = 2;
+const CLOSE: u8 = 8;
+
+fn is_control(opcode: u8) -> bool {
+    opcode & CLOSE != 0
+}
+
+/// The messages that a client sends, from its first frame on. A client that sends frames before it has been
+/// told that it may is not followed correctly, and only itself the worse for it.
+#[derive(Debug, Default)]
+pub(crate) struct ClientMessages {
+    frames: Frames,
+    /// The message goes on in a further frame.
+    unfinished: bool,
+    messages: u8,
+}
+
+impl ClientMessages {
+    /// Whether the stream stands between two messages.
+    pub(crate) fn between(&self) -> bool {
+        self.frames.between() && !self.unfinished
+    }
+
+    /// How many messages have ended, of the first 255.
+    pub(crate) fn messages(&self) -> u8 {
+        self.messages
+    }
+
+    /// Takes the next bytes of the stream. Returns the first end of a message in them.
+    pub(crate) fn advance(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut first_end = None;
+        let mut at = 0;
+        while at < bytes.len() {
+            let (length, piece) = self.frames.next(&bytes[at..]);
+            at += length;
+            if let Piece::Header { opcode, fin } = piece
+                && !is_control(opcode)
+            {
+                self.unfinished = !fin;
+            }
+            if self.between() {
+                first_end.get_or_insert(at);
+                self.messages = self.messages.saturating_add(1);
+            }
+        }
+        first_end
+    }
+}
+
+/// The response to a handshake, after which frames begin.
+const SWITCHING: &[u8] = b"HTTP/1.1 101 ";
+const HEAD_END: &[u8] = b"\r\n\r\n";
+
+/// As much of a text frame as tells how many attachments follow it: `45` or `46`, digits and `-`.
+const PACKET_HEAD_BYTES: usize = 12;
+
+/// The packets that the engine sends, after the head of its response to the handshake.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct EnginePackets {
+    /// How much of [`SWITCHING`], and then of [`HEAD_END`], has been seen.
+    head: (u8, u8),
+    frames: Frames,
+    text: [u8; PACKET_HEAD_BYTES],
+    text_bytes: u8,
+    in_text: bool,
+    /// Frames that belong to the last packet and are still to come.
+    attachments: u32,
+    closed: bool,
+}
+
+impl EnginePackets {
+    /// Whether the stream stands between two packets: after the head, in no frame, and with no attachment
+    /// still to come. (The engine sends each message in one frame.)
+    pub(crate) fn between(&self) -> bool {
+        self.is_open() && self.frames.between() && self.attachments == 0
+    }
+
+    /// Whether a close frame has begun, after which there must be nothing.
+    pub(crate) fn closed(&self) -> bool {
+        self.closed
+    }
+
+    fn is_open(&self) -> bool {
+        usize::from(self.head.1) == HEAD_END.len()
+    }
+
+    /// Takes the next bytes of the stream.
+    pub(crate) fn advance(&mut self, bytes: &[u8]) {
+        let mut at = 0;
+        while at < bytes.len() {
+            at += self.step(&bytes[at..]);
+        }
+    }
+
+    /// Where in `bytes`, which come next, the first packet begins for which `is` holds of the bytes from there on.
+    pub(crate) fn find(&self, bytes: &[u8], is: impl Fn(&[u8]) -> bool) -> Option<usize> {
+        let mut ahead = self.clone();
+        let mut at = 0;
+        while at < bytes.len() {
+            if ahead.between() && is(&bytes[at..]) {
+                return Some(at);
+            }
+            at += ahead.step(&bytes[at..]);
+        }
+        None
+    }
+
+    fn step(&mut self, bytes: &[u8]) -> usize {
+        if !self.is_open() {
+            let (seen, sought) = match usize::from(self.head.0) {
+                seen if seen < SWITCHING.len() => (&mut self.head.0, SWITCHING),
+                _ => (&mut self.head.1, HEAD_END),
+            };
+            // No proper prefix of either ends in what it begins with, but for the first byte.
+            *seen = if bytes[0] == sought[usize::from(*seen)] {
+                *seen + 1
+            } else {
+                u8::from(bytes[0] == sought[0])
+            };
+            return 1;
+        }
+        let (length, piece) = self.frames.next(bytes);
+        match piece {
+            Piece::Beginning => {}
+            Piece::Header { opcode, .. } => {
+                self.closed |= opcode == CLOSE;
+                self.in_text = opcode == TEXT;
+                self.text_bytes = 0;
+                if opcode == BINARY {
+                    self.attachments = self.attachments.saturating_sub(1);
+                }
+            }
+            Piece::Payload(part) if self.in_text => {
+                let seen = usize::from(self.text_bytes);
+                let length = part.len().min(PACKET_HEAD_BYTES - seen);
+                self.text[seen..seen + length].copy_from_slice(&part[..length]);
+                self.text_bytes += length as u8;
+            }
+            Piece::Payload(_) => {}
+        }
+        if self.in_text && self.frames.between() {
+            self.in_text = false;
+            self.attachments = attachments(&self.text[..usize::from(self.text_bytes)]);
+        }
+        length
+    }
+}
+
+/// How many binary frames follow a packet that begins like this.
+fn attachments(text: &[u8]) -> u32 {
+    let Some(rest) = text.strip_prefix(b"45").or_else(|| text.strip_prefix(b"46")) else {
+        return 0;
+    };
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    if rest.get(digits) != Some(&b'-') {
+        return 0;
+    }
+    rest[..digits]
+        .iter()
+        .fold(0_u32, |sum, digit| sum.saturating_mul(10).saturating_add(u32::from(digit - b'0')))
+}
+
+/// Appends a message of the server: one frame, final and unmasked.
+pub(crate) fn write_frame(buffer: &mut Vec<u8>, binary: bool, parts: &[&[u8]]) {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
+    buffer.push(0x80 | if binary { BINARY } else { TEXT });
+    match length {
+        0..126 => buffer.push(length as u8),
+        126..0x1_0000 => {
+            buffer.push(126);
+            buffer.extend((length as u16).to_be_bytes());
+        }
+        _ => {
+            buffer.push(127);
+            buffer.extend((length as u64).to_be_bytes());
+        }
+    }
+    parts.iter().for_each(|part| buffer.extend_from_slice(part));
 }
 
 #[cfg(test)]
@@ -131,7 +299,7 @@ mod tests {
                     ends.push(stream.len());
                 }
             }
-            let mut frames = ClientFrames::default();
+            let mut frames = ClientMessages::default();
             let mut at = 0;
             for cut in cuts.into_iter().cycle() {
                 prop_assert_eq!(frames.between(), ends.contains(&at));

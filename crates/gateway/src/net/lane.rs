@@ -1,0 +1,504 @@
+//! The fan-out lane: ready-made frames put straight onto a client's connection, between the packets that the
+//! engine writes to it.
+//!
+//! An event is encoded once for all who get it, and what waits for the same sockets goes out in one write. The
+//! engine's own way (a queue for each socket, a task to wake, a frame to build) costs more than the write itself.
+//!
+//! Two write to one connection, then, and this is where they meet. What must always hold:
+//!
+//! - Never a byte inside another frame, nor between a packet and its attachments: the engine's bytes are
+//!   followed ([`EnginePackets`]), and a segment of the lane that was begun is finished first.
+//! - Nothing reaches a socket before its CONNECT packet, and nothing overtakes what the engine still has in its
+//!   queue: until that is known to be written, a [`Door`] holds back what comes. It is known by a *fence*, a
+//!   packet that is put into the engine's queue behind the rest, seen here as it comes out, and taken out.
+//! - Nothing after the close frame. What was accepted before goes out before it.
+//! - Order: whoever calls [`Lane::send`] twice is served in that order, by the lane or by what it holds back.
+//!   The engine's packets wait for what was pending when they came, and no longer: pings get through.
+//! - What waits for a client is bounded in bytes. A volatile segment waits alone: a newer one replaces it.
+//! - The lock is held for a write that cannot block, never while something is waited for.
+//! - No work for a connection that is gone: it takes the write half away with it.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
+    mem,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use antiphon_adapter::QueueError;
+use bytes::{Buf, Bytes};
+use tokio::net::tcp::OwnedWriteHalf;
+
+use super::frames::EnginePackets;
+
+/// Segments that go into one system call when a client catches up.
+const SLICES_MAX: usize = 16;
+
+/// Where bytes go, without waiting.
+pub(crate) trait Sink {
+    /// Takes some of `slices`, or fails with `WouldBlock`.
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+}
+
+impl Sink for OwnedWriteHalf {
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match slices {
+            [one] => Self::try_write(self, one),
+            several => self.try_write_vectored(several),
+        }
+    }
+}
+
+/// Frames that go out together.
+#[derive(Debug, Clone)]
+pub(crate) struct Segment {
+    pub(crate) frames: Bytes,
+    /// How many events they are.
+    pub(crate) events: u64,
+    pub(crate) volatile: bool,
+}
+
+/// The engine's queue of one socket, as far as the lane needs it. It is asked under the lane's lock.
+pub(crate) trait EngineQueue {
+    /// Puts the events themselves into it.
+    fn enqueue(&mut self);
+
+    /// Puts a fence with this number behind what is in it; returns how that will look when it comes out.
+    fn fence(&mut self, number: i64) -> Result<Bytes, QueueError>;
+}
+
+/// What became of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// It is written, or waits; who writes must be woken if nothing did before.
+    Accepted { wake: bool },
+    /// It waits, and is counted when it is written, because a newer one may replace it; this one replaced so many
+    /// events.
+    Volatile { wake: bool, replaced: u64 },
+    /// It is volatile, and too much waits; so did this many events before it.
+    Skipped { replaced: u64 },
+    /// It went into the engine's queue, which counts for itself.
+    Enqueued,
+    /// More would wait than may: here, or in the engine's queue.
+    Full,
+    /// The connection, or the socket, has ended.
+    Gone,
+}
+
+/// A connection's outgoing side.
+#[derive(Debug)]
+pub(crate) struct Lane<S = OwnedWriteHalf>(Mutex<Outgoing<S>>);
+
+impl<S> Default for Lane<S> {
+    fn default() -> Self {
+        Self(Mutex::new(Outgoing::default()))
+    }
+}
+
+/// What was written, of whose.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) bytes: usize,
+    /// Volatile events that had waited; nobody has counted them yet.
+    pub(crate) volatile_events: u64,
+}
+
+impl<S: Sink> Lane<S> {
+    /// From here on there is a WebSocket: the response to its handshake is about to be written. It is `ready` unless
+    /// the client comes from polling, and may still be polling.
+    pub(crate) fn open(&self, sink: S, ready: bool) {
+        let mut out = self.out();
+        out.sink = Some(sink);
+        out.ready = ready;
+    }
+
+    /// The client, and the engine with it, has gone over from polling.
+    pub(crate) fn ready(&self) {
+        self.out().ready = true;
+    }
+
+    /// The connection is gone. Returns how many volatile events waited.
+    pub(crate) fn end(&self) -> u64 {
+        let gone = Outgoing { ready: true, ..Outgoing::default() };
+        let ended = mem::replace(&mut *self.out(), gone);
+        ended.pending.iter().filter(|one| one.volatile).map(|one| one.events).sum()
+    }
+
+    /// A socket is about to come into the namespace: what is sent to it waits for its CONNECT packet.
+    pub(crate) fn expect(&self, namespace: &str) {
+        let mut out = self.out();
+        if out.ready {
+            out.door_or_new(namespace).held.push(Held::default());
+        }
+    }
+
+    /// Its CONNECT packet is in the engine's queue. `put` puts a fence into it ([`EngineQueue::fence`]).
+    pub(crate) fn connected(
+        &self,
+        namespace: &str,
+        put: impl FnOnce(i64) -> Result<Bytes, QueueError>,
+    ) -> Result<(), QueueError> {
+        let mut out = self.out();
+        let Some(at) = out.position(namespace) else { return Ok(()) };
+        match &out.doors[at].held[..] {
+            // Nothing waits: the fence can come with the first event.
+            [Held { fence: None, segments }] if segments.is_empty() => {
+                out.doors.swap_remove(at);
+                Ok(())
+            }
+            _ => out.fence(namespace, put),
+        }
+    }
+
+    /// The socket has left the namespace.
+    pub(crate) fn left(&self, namespace: &str) {
+        let mut out = self.out();
+        let Some(at) = out.position(namespace) else { return };
+        // What waits for a fence goes out when that comes, which it will: it was accepted before.
+        let (held, unfenced): (Vec<_>, Vec<_>) =
+            mem::take(&mut out.doors[at].held).into_iter().partition(|held| held.fence.is_some());
+        let segments = unfenced.iter().flat_map(|held| &held.segments);
+        out.waiting_bytes -= segments.map(|segment| segment.frames.len()).sum::<usize>();
+        if held.is_empty() {
+            out.doors.swap_remove(at);
+        } else {
+            out.doors[at].held = held;
+        }
+    }
+
+    /// Something has been put into the engine's queue for the socket in `namespace` that nothing may overtake.
+    pub(crate) fn follow(
+        &self,
+        namespace: &str,
+        put: impl FnOnce(i64) -> Result<Bytes, QueueError>,
+    ) -> Result<(), QueueError> {
+        let mut out = self.out();
+        // Where the lane knows nothing yet, there will be a fence before the first segment.
+        if out.position(namespace).is_some() { out.fence(namespace, put) } else { Ok(()) }
+    }
+
+    /// Sends to the socket in `namespace`; no more than `bytes_max` may wait, but for a first segment.
+    pub(crate) fn send(
+        &self,
+        namespace: &str,
+        segment: Segment,
+        bytes_max: usize,
+        engine: &mut impl EngineQueue,
+    ) -> Sent {
+        self.out().send(namespace, segment, bytes_max, engine)
+    }
+
+    /// Writes what the engine has to write, or a part of it, after what goes before it.
+    pub(crate) fn write(&self, bytes: &[u8]) -> (io::Result<usize>, Progress) {
+        let mut out = self.out();
+        let result = out.write(bytes);
+        (result, mem::take(&mut out.progress))
+    }
+
+    /// Writes what is pending, unless the engine is in the middle of a packet. `WouldBlock` if the client does not
+    /// take it.
+    pub(crate) fn flush(&self) -> (io::Result<()>, Progress) {
+        let mut out = self.out();
+        let result = if out.packets.between() { out.flush(usize::MAX) } else { Ok(()) };
+        (result, mem::take(&mut out.progress))
+    }
+
+    /// Whether something is pending that could be written now.
+    pub(crate) fn can_flush(&self) -> bool {
+        let out = self.out();
+        !out.pending.is_empty() && out.packets.between()
+    }
+
+    fn out(&self) -> MutexGuard<'_, Outgoing<S>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+struct Outgoing<S> {
+    // None before there is a WebSocket, and after it.
+    sink: Option<S>,
+    ready: bool,
+    packets: EnginePackets,
+    pending: VecDeque<Segment>,
+    // The first of them has been written in part.
+    begun: bool,
+    // Where the volatile one is, counted from the first segment ever.
+    volatile: Option<u64>,
+    taken: u64,
+    // Of everything that waits, pending or held.
+    waiting_bytes: usize,
+    // What was pending when the engine came.
+    before_engine: Option<usize>,
+    // Namespaces that the lane knows; few clients have more than one.
+    doors: Vec<Door>,
+    fences: u32,
+    progress: Progress,
+}
+
+impl<S> Default for Outgoing<S> {
+    fn default() -> Self {
+        Self {
+            sink: None,
+            ready: false,
+            packets: EnginePackets::default(),
+            pending: VecDeque::new(),
+            begun: false,
+            volatile: None,
+            taken: 0,
+            waiting_bytes: 0,
+            before_engine: None,
+            doors: Vec::new(),
+            fences: 0,
+            progress: Progress::default(),
+        }
+    }
+}
+
+/// The way to the socket in a namespace. It is open while nothing is held.
+#[derive(Debug)]
+struct Door {
+    namespace: Box<str>,
+    held: Vec<Held>,
+}
+
+/// What waits for a fence to come out of the engine's queue.
+#[derive(Debug, Default)]
+struct Held {
+    // As it comes out; none while the CONNECT packet is not in the queue.
+    fence: Option<Bytes>,
+    segments: Vec<Segment>,
+}
+
+impl<S: Sink> Outgoing<S> {
+    fn position(&self, namespace: &str) -> Option<usize> {
+        self.doors.iter().position(|door| *door.namespace == *namespace)
+    }
+
+    fn door_or_new(&mut self, namespace: &str) -> &mut Door {
+        let at = self.position(namespace).unwrap_or_else(|| {
+            self.doors.push(Door { namespace: namespace.into(), held: Vec::new() });
+            self.doors.len() - 1
+        });
+        &mut self.doors[at]
+    }
+
+    /// What is sent from here on waits until all that is in the engine's queue now has come out.
+    fn fence(
+        &mut self,
+        namespace: &str,
+        put: impl FnOnce(i64) -> Result<Bytes, QueueError>,
+    ) -> Result<(), QueueError> {
+        self.fences = self.fences.wrapping_add(1);
+        // Acknowledgements that clients ask for have numbers from 0.
+        let fence = Some(put(-1 - i64::from(self.fences))?);
+        let held = &mut self.door_or_new(namespace).held;
+        match held.last_mut() {
+            // The CONNECT packet that it waited for is among them.
+            Some(last) if last.fence.is_none() => last.fence = fence,
+            _ => held.push(Held { fence, segments: Vec::new() }),
+        }
+        Ok(())
+    }
+
+    fn send(
+        &mut self,
+        namespace: &str,
+        mut segment: Segment,
+        bytes_max: usize,
+        engine: &mut impl EngineQueue,
+    ) -> Sent {
+        if !self.ready {
+            engine.enqueue();
+            return Sent::Enqueued;
+        }
+        if self.sink.is_none() || self.packets.closed() {
+            return Sent::Gone;
+        }
+        let at = match self.position(namespace) {
+            Some(at) => at,
+            None => match self.fence(namespace, |number| engine.fence(number)) {
+                Ok(()) => self.doors.len() - 1,
+                Err(QueueError::Full) => return Sent::Full,
+                Err(QueueError::Gone) => return Sent::Gone,
+            },
+        };
+        let held = !self.doors[at].held.is_empty();
+        if !held && self.pending.is_empty() && self.packets.between() {
+            return self.write_through(segment);
+        }
+        let mut replaced = 0;
+        if segment.volatile && !held {
+            replaced = self.drop_volatile();
+        }
+        let bytes = segment.frames.len();
+        if self.waiting_bytes > 0 && self.waiting_bytes + bytes > bytes_max {
+            return if segment.volatile { Sent::Skipped { replaced } } else { Sent::Full };
+        }
+        let wake = self.pending.is_empty();
+        let volatile = segment.volatile && !held;
+        match self.doors[at].held.last_mut() {
+            Some(held) => {
+                segment.volatile = false;
+                held.segments.push(segment);
+                self.waiting_bytes += bytes;
+                Sent::Accepted { wake: false }
+            }
+            None => {
+                self.push(segment);
+                if volatile { Sent::Volatile { wake, replaced } } else { Sent::Accepted { wake } }
+            }
+        }
+    }
+
+    /// The common case: nobody waits for anything.
+    fn write_through(&mut self, mut segment: Segment) -> Sent {
+        let Some(sink) = &self.sink else { return Sent::Gone };
+        match sink.try_write(&[IoSlice::new(&segment.frames)]) {
+            Ok(written) if written == segment.frames.len() => {
+                self.progress.bytes += written;
+                Sent::Accepted { wake: false }
+            }
+            Ok(written) => {
+                self.progress.bytes += written;
+                segment.frames.advance(written);
+                self.begun = true;
+                // What has begun is delivered, volatile or not.
+                segment.volatile = false;
+                self.push(segment);
+                Sent::Accepted { wake: true }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let volatile = segment.volatile;
+                self.push(segment);
+                match volatile {
+                    true => Sent::Volatile { wake: true, replaced: 0 },
+                    false => Sent::Accepted { wake: true },
+                }
+            }
+            Err(_) => Sent::Gone,
+        }
+    }
+
+    fn push(&mut self, segment: Segment) {
+        if segment.volatile {
+            self.volatile = Some(self.taken + self.pending.len() as u64);
+        }
+        self.waiting_bytes += segment.frames.len();
+        self.pending.push_back(segment);
+    }
+
+    /// Takes the volatile segment that waits out of the queue. Returns how many events it is.
+    fn drop_volatile(&mut self) -> u64 {
+        let at = self.volatile.take().and_then(|at| usize::try_from(at - self.taken).ok());
+        let Some(dropped) = at.and_then(|at| self.pending.remove(at)) else { return 0 };
+        self.waiting_bytes -= dropped.frames.len();
+        dropped.events
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.packets.between() && !bytes.is_empty() {
+            if let Some(length) = self.take_fence(bytes) {
+                return Ok(length);
+            }
+            if !self.pending.is_empty() {
+                let before = self.before_engine.unwrap_or_else(|| self.pending_bytes());
+                self.before_engine = Some(before);
+                self.flush(before)?;
+            }
+            self.before_engine = None;
+        }
+        let until = match self.doors.iter().all(|door| door.held.is_empty()) {
+            true => bytes.len(),
+            false => {
+                let fence = self.packets.find(bytes, |rest| self.is_fence(rest).is_some());
+                fence.unwrap_or(bytes.len())
+            }
+        };
+        let sink = self.sink.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+        let written = sink.try_write(&[IoSlice::new(&bytes[..until])])?;
+        self.progress.bytes += written;
+        self.packets.advance(&bytes[..written]);
+        if self.packets.closed() {
+            self.pending.clear();
+            self.doors.clear();
+            self.waiting_bytes = 0;
+        }
+        Ok(written)
+    }
+
+    /// Which door a fence belongs to that comes next out of the engine, and how long it is.
+    fn is_fence(&self, bytes: &[u8]) -> Option<(usize, usize)> {
+        self.doors.iter().enumerate().find_map(|(at, door)| {
+            let fence = door.held.first()?.fence.as_ref()?;
+            bytes.starts_with(fence).then_some((at, fence.len()))
+        })
+    }
+
+    /// Takes a fence out of what the engine writes, and lets go what waited for it.
+    fn take_fence(&mut self, bytes: &[u8]) -> Option<usize> {
+        let (at, length) = self.is_fence(bytes)?;
+        let held = self.doors[at].held.remove(0);
+        for segment in held.segments {
+            self.waiting_bytes -= segment.frames.len();
+            self.push(segment);
+        }
+        Some(length)
+    }
+
+    fn pending_bytes(&self) -> usize {
+        self.pending.iter().map(|segment| segment.frames.len()).sum()
+    }
+
+    /// Writes up to `limit` bytes of what is pending, and then to the end of the segment.
+    fn flush(&mut self, limit: usize) -> io::Result<()> {
+        let mut left = limit;
+        while !self.pending.is_empty() && (left > 0 || self.begun) {
+            let sink = self.sink.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            let mut count = 0;
+            let mut bytes = 0;
+            for segment in self.pending.iter().take(SLICES_MAX) {
+                if bytes >= left.max(1) {
+                    break;
+                }
+                slices[count] = IoSlice::new(&segment.frames);
+                bytes += segment.frames.len();
+                count += 1;
+            }
+            let written = sink.try_write(&slices[..count])?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.progress.bytes += written;
+            self.take(written);
+            left = left.saturating_sub(written);
+            self.before_engine = self.before_engine.map(|before| before.saturating_sub(written));
+        }
+        Ok(())
+    }
+
+    /// So much of what is pending is written.
+    fn take(&mut self, mut written: usize) {
+        self.waiting_bytes -= written;
+        while written > 0
+            && let Some(front) = self.pending.front_mut()
+        {
+            let bytes = front.frames.len();
+            if front.volatile {
+                // Once begun it cannot be replaced any more.
+                front.volatile = false;
+                self.progress.volatile_events += front.events;
+                self.volatile = None;
+            }
+            self.begun = written < bytes;
+            if self.begun {
+                front.frames.advance(written);
+                return;
+            }
+            written -= bytes;
+            self.pending.pop_front();
+            self.taken += 1;
+        }
+    }
+}
