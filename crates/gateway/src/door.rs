@@ -50,7 +50,7 @@ impl Door {
         let door = &*self.0;
         let session = session(socket).ok_or("no session")?;
         session.identify(socket.id);
-        session.lane().expect(&door.path);
+        session.connecting(&door.path);
         introduction::keep_auth(socket, auth, door.rules.max_json_depth());
         let rules = Arc::clone(&door.rules);
         let stage = door.stage.clone();
@@ -135,7 +135,7 @@ impl DisconnectHandler<Adapter, Direct> for Presence {
             DisconnectReason::ClosingServer => CloseReason::ServerShutdown,
         };
         self.metrics.sockets_closed_total.of(reason).inc();
-        self.session.lane().left(socket.ns());
+        self.session.left(socket.ns());
         tracing::info!(
             client = self.session.number,
             namespace = socket.ns(),

@@ -17,7 +17,7 @@ use socketioxide_core::{
 use socketioxide_parser_common::CommonParser;
 
 use crate::{
-    net::{EngineQueue, Segment, Sent, write_frame},
+    net::{EngineQueue, Nsp, Segment, Sent, write_frame},
     sessions::Sessions,
 };
 
@@ -40,6 +40,11 @@ impl FanOut {
         Self { sessions, workers }
     }
 
+    fn encode(&self, parcel: Parcel) -> Encoded {
+        let namespace = self.sessions.namespace(parcel.queues().path());
+        Encoded::new(parcel, namespace)
+    }
+
     /// Serves some of the recipients, one after another.
     async fn serve(&self, events: &Encoded, to: &[Sid]) {
         let mut way = Way { fan_out: self, events, delivered: Delivered::default() };
@@ -57,7 +62,7 @@ impl FanOut {
 impl Recipients for FanOut {
     fn deliver(&self, parcel: Parcel, to: Vec<Sid>) -> Soon<'_, ()> {
         Box::pin(async move {
-            let events = Encoded::new(parcel);
+            let events = self.encode(parcel);
             let workers = self.workers.min(to.len() / RECIPIENTS_PER_WORKER_MIN).max(1);
             let mut shares = to.chunks(to.len().div_ceil(workers).max(1));
             let mine = shares.next().unwrap_or_default();
@@ -80,7 +85,7 @@ impl Recipients for FanOut {
     }
 
     fn send(&self, parcel: Parcel, to: Sid) {
-        let events = Encoded::new(parcel);
+        let events = self.encode(parcel);
         let mut way = Way { fan_out: self, events: &events, delivered: Delivered::default() };
         way.serve(&[to]);
         self.sessions.delivered(&way.delivered);
@@ -171,13 +176,14 @@ pub(crate) fn put_fence(queues: &dyn Queues, sid: Sid, number: i64) -> Result<By
 #[derive(Clone)]
 pub(crate) struct Encoded {
     parcel: Parcel,
+    pub(crate) namespace: Nsp,
     eio4: Bytes,
     // Differs only in binary frames.
     eio3: Bytes,
 }
 
 impl Encoded {
-    fn new(parcel: Parcel) -> Self {
+    fn new(parcel: Parcel, namespace: Nsp) -> Self {
         let write = |protocol| {
             let mut frames = Vec::with_capacity(parcel.bytes() + 16 * parcel.packets().len());
             for packet in parcel.packets() {
@@ -191,12 +197,7 @@ impl Encoded {
             true => write(Protocol::Eio3),
             false => eio4.clone(),
         };
-        Self { parcel, eio4, eio3 }
-    }
-
-    /// Where the sockets are that get them.
-    pub(crate) fn namespace(&self) -> &str {
-        self.parcel.queues().path()
+        Self { parcel, namespace, eio4, eio3 }
     }
 
     /// What a client of this protocol gets.

@@ -18,7 +18,7 @@ pub(crate) use admission::{Admission, Permit};
 pub(crate) use conn::{ConnHandle, Owner};
 pub(crate) use forwarded::client_address;
 pub(crate) use frames::write_frame;
-pub(crate) use lane::{EngineQueue, Lane, Segment, Sent};
+pub(crate) use lane::{EngineQueue, Lane, Nsp, Segment, Sent};
 
 use std::{
     io,

@@ -29,7 +29,7 @@ use crate::{
 
 /// What the engine reads of a WebSocket at a time. tungstenite keeps a buffer of this size for each
 /// connection; chat messages are smaller, and larger ones only take more reads.
-const WEBSOCKET_READ_BUFFER_BYTES: usize = 1024;
+const WEBSOCKET_READ_BUFFER_BYTES: usize = 512;
 
 /// What a node of a cluster has besides.
 pub(crate) struct PeersLink {

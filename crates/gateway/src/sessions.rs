@@ -27,6 +27,7 @@ use antiphon_metrics::{
 };
 use futures_util::task::AtomicWaker;
 use governor::DefaultDirectRateLimiter;
+use rustc_hash::FxHashMap;
 use socketioxide::socket::Sid;
 use tokio::{
     sync::{Notify, mpsc},
@@ -35,7 +36,7 @@ use tokio::{
 
 use crate::{
     fanout::{Encoded, put_fence},
-    net::{ConnHandle, EngineQueue, Lane, Owner, Permit, Sent},
+    net::{ConnHandle, EngineQueue, Lane, Nsp, Owner, Permit, Sent},
 };
 
 /// Polling sessions that wait to be closed. When it is full, the next poll or the next batch of a drain asks again.
@@ -57,13 +58,15 @@ pub(crate) struct Sessions {
     open: RwLock<Open>,
     emptied: Notify,
     close_polling: mpsc::Sender<PollingSession>,
+    // Their places are their numbers. Clients cannot make namespaces.
+    namespaces: RwLock<Vec<String>>,
 }
 
 #[derive(Default)]
 struct Open {
     by_number: HashMap<u64, Weak<Session>>,
-    // The same once their id is known.
-    by_sid: HashMap<Sid, Weak<Session>>,
+    // The same once their id is known. Ids are random, so that a weak hash will do.
+    by_sid: FxHashMap<Sid, Weak<Session>>,
 }
 
 /// A session without a connection of its own, to be closed through the engine.
@@ -117,6 +120,7 @@ impl Sessions {
             open: RwLock::default(),
             emptied: Notify::new(),
             close_polling,
+            namespaces: RwLock::default(),
         };
         (Arc::new(sessions), closing)
     }
@@ -163,6 +167,20 @@ impl Sessions {
         let open = self.read();
         let found = |sid: &Sid| Some((*sid, open.by_sid.get(sid)?.upgrade()?));
         sids.iter().filter_map(found).collect()
+    }
+
+    /// The number of a namespace.
+    pub(crate) fn namespace(&self, path: &str) -> Nsp {
+        let find = |all: &[String]| all.iter().position(|one| one == path);
+        let known = find(&self.namespaces.read().unwrap_or_else(PoisonError::into_inner));
+        let place = known.unwrap_or_else(|| {
+            let mut all = self.namespaces.write().unwrap_or_else(PoisonError::into_inner);
+            find(&all).unwrap_or_else(|| {
+                all.push(path.to_owned());
+                all.len() - 1
+            })
+        });
+        Nsp(place as u32)
     }
 
     /// Every open session, the oldest first.
@@ -282,11 +300,22 @@ impl Session {
         Arc::clone(&self.lane)
     }
 
+    /// A socket of the client is about to come into the namespace at `path`: what is sent to it waits for its
+    /// CONNECT packet.
+    pub(crate) fn connecting(&self, path: &str) {
+        self.lane.expect(self.sessions.namespace(path));
+    }
+
+    /// The client's socket has left the namespace at `path`.
+    pub(crate) fn left(&self, path: &str) {
+        self.lane.left(self.sessions.namespace(path));
+    }
+
     /// Sends events to the client's socket in their namespace.
     pub(crate) fn send(&self, events: &Encoded, engine: &mut impl EngineQueue) -> Sent {
         let segment = events.segment(self.protocol);
         let max_bytes = self.sessions.max_waiting_bytes;
-        let sent = self.lane.send(events.namespace(), segment, max_bytes, engine);
+        let sent = self.lane.send(events.namespace, segment, max_bytes, engine);
         match sent {
             Sent::Accepted { wake: true } | Sent::Volatile { wake: true, .. } => {
                 if let Some(conn) = self.websocket.get() {
@@ -302,13 +331,13 @@ impl Session {
     /// Its socket in this namespace has its CONNECT packet in the engine's queue.
     pub(crate) fn connected(&self, sid: Sid, queues: &dyn Queues) {
         let fence = |number| put_fence(queues, sid, number);
-        self.fenced(self.lane.connected(queues.path(), fence));
+        self.fenced(self.lane.connected(self.sessions.namespace(queues.path()), fence));
     }
 
     /// The engine's queue has something for this socket that nothing may overtake.
     pub(crate) fn follow(&self, sid: Sid, queues: &dyn Queues) {
         let fence = |number| put_fence(queues, sid, number);
-        self.fenced(self.lane.follow(queues.path(), fence));
+        self.fenced(self.lane.follow(self.sessions.namespace(queues.path()), fence));
     }
 
     fn fenced(&self, result: Result<(), QueueError>) {

@@ -27,6 +27,7 @@ use std::{
 
 use antiphon_adapter::QueueError;
 use bytes::{Buf, Bytes};
+use smallvec::SmallVec;
 use tokio::net::tcp::OwnedWriteHalf;
 
 use super::frames::EnginePackets;
@@ -48,6 +49,10 @@ impl Sink for OwnedWriteHalf {
         }
     }
 }
+
+/// A namespace, by its number on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Nsp(pub(crate) u32);
 
 /// Frames that go out together.
 #[derive(Debug, Clone)]
@@ -125,7 +130,7 @@ impl<S: Sink> Lane<S> {
     }
 
     /// A socket is about to come into the namespace: what is sent to it waits for its CONNECT packet.
-    pub(crate) fn expect(&self, namespace: &str) {
+    pub(crate) fn expect(&self, namespace: Nsp) {
         let mut out = self.out();
         if out.ready {
             out.door_or_new(namespace).held.push(Held::default());
@@ -135,7 +140,7 @@ impl<S: Sink> Lane<S> {
     /// Its CONNECT packet is in the engine's queue. `put` puts a fence into it ([`EngineQueue::fence`]).
     pub(crate) fn connected(
         &self,
-        namespace: &str,
+        namespace: Nsp,
         put: impl FnOnce(i64) -> Result<Bytes, QueueError>,
     ) -> Result<(), QueueError> {
         let mut out = self.out();
@@ -151,7 +156,7 @@ impl<S: Sink> Lane<S> {
     }
 
     /// The socket has left the namespace.
-    pub(crate) fn left(&self, namespace: &str) {
+    pub(crate) fn left(&self, namespace: Nsp) {
         let mut out = self.out();
         let Some(at) = out.position(namespace) else { return };
         // What waits for a fence goes out when that comes, which it will: it was accepted before.
@@ -169,7 +174,7 @@ impl<S: Sink> Lane<S> {
     /// Something has been put into the engine's queue for the socket in `namespace` that nothing may overtake.
     pub(crate) fn follow(
         &self,
-        namespace: &str,
+        namespace: Nsp,
         put: impl FnOnce(i64) -> Result<Bytes, QueueError>,
     ) -> Result<(), QueueError> {
         let mut out = self.out();
@@ -180,7 +185,7 @@ impl<S: Sink> Lane<S> {
     /// Sends to the socket in `namespace`; no more than `bytes_max` may wait, but for a first segment.
     pub(crate) fn send(
         &self,
-        namespace: &str,
+        namespace: Nsp,
         segment: Segment,
         bytes_max: usize,
         engine: &mut impl EngineQueue,
@@ -231,7 +236,7 @@ struct Outgoing<S> {
     // What was pending when the engine came.
     before_engine: Option<usize>,
     // Namespaces that the lane knows; few clients have more than one.
-    doors: Vec<Door>,
+    doors: SmallVec<[Door; 1]>,
     fences: u32,
     progress: Progress,
 }
@@ -248,7 +253,7 @@ impl<S> Default for Outgoing<S> {
             taken: 0,
             waiting_bytes: 0,
             before_engine: None,
-            doors: Vec::new(),
+            doors: SmallVec::new(),
             fences: 0,
             progress: Progress::default(),
         }
@@ -258,7 +263,7 @@ impl<S> Default for Outgoing<S> {
 /// The way to the socket in a namespace. It is open while nothing is held.
 #[derive(Debug)]
 struct Door {
-    namespace: Box<str>,
+    namespace: Nsp,
     held: Vec<Held>,
 }
 
@@ -271,13 +276,13 @@ struct Held {
 }
 
 impl<S: Sink> Outgoing<S> {
-    fn position(&self, namespace: &str) -> Option<usize> {
-        self.doors.iter().position(|door| *door.namespace == *namespace)
+    fn position(&self, namespace: Nsp) -> Option<usize> {
+        self.doors.iter().position(|door| door.namespace == namespace)
     }
 
-    fn door_or_new(&mut self, namespace: &str) -> &mut Door {
+    fn door_or_new(&mut self, namespace: Nsp) -> &mut Door {
         let at = self.position(namespace).unwrap_or_else(|| {
-            self.doors.push(Door { namespace: namespace.into(), held: Vec::new() });
+            self.doors.push(Door { namespace, held: Vec::new() });
             self.doors.len() - 1
         });
         &mut self.doors[at]
@@ -286,7 +291,7 @@ impl<S: Sink> Outgoing<S> {
     /// What is sent from here on waits until all that is in the engine's queue now has come out.
     fn fence(
         &mut self,
-        namespace: &str,
+        namespace: Nsp,
         put: impl FnOnce(i64) -> Result<Bytes, QueueError>,
     ) -> Result<(), QueueError> {
         self.fences = self.fences.wrapping_add(1);
@@ -303,7 +308,7 @@ impl<S: Sink> Outgoing<S> {
 
     fn send(
         &mut self,
-        namespace: &str,
+        namespace: Nsp,
         mut segment: Segment,
         bytes_max: usize,
         engine: &mut impl EngineQueue,
