@@ -47,7 +47,7 @@ impl FanOut {
 
     /// Serves some of the recipients, one after another.
     async fn serve(&self, events: &Encoded, to: &[Sid]) {
-        let mut way = Way { fan_out: self, events, delivered: Delivered::default() };
+        let mut way = Way::new(self, events);
         let mut turns = to.chunks(events.parcel.recipients_per_turn());
         while let Some(turn) = turns.next() {
             way.serve(turn);
@@ -55,7 +55,7 @@ impl FanOut {
                 tokio::task::yield_now().await;
             }
         }
-        self.sessions.delivered(&way.delivered);
+        self.sessions.delivered(&way.delivered, way.written);
     }
 }
 
@@ -86,9 +86,9 @@ impl Recipients for FanOut {
 
     fn send(&self, parcel: Parcel, to: Sid) {
         let events = self.encode(parcel);
-        let mut way = Way { fan_out: self, events: &events, delivered: Delivered::default() };
+        let mut way = Way::new(self, &events);
         way.serve(&[to]);
-        self.sessions.delivered(&way.delivered);
+        self.sessions.delivered(&way.delivered, way.written);
     }
 
     fn admit(&self, sid: Sid, bytes: usize, volatile: bool) -> Admission {
@@ -110,7 +110,7 @@ impl Recipients for FanOut {
     }
 
     fn delivered(&self, delivered: &Delivered) {
-        self.sessions.delivered(delivered);
+        self.sessions.delivered(delivered, 0);
     }
 }
 
@@ -119,9 +119,14 @@ struct Way<'a> {
     fan_out: &'a FanOut,
     events: &'a Encoded,
     delivered: Delivered,
+    written: usize,
 }
 
-impl Way<'_> {
+impl<'a> Way<'a> {
+    fn new(fan_out: &'a FanOut, events: &'a Encoded) -> Self {
+        Self { fan_out, events, delivered: Delivered::default(), written: 0 }
+    }
+
     fn serve(&mut self, to: &[Sid]) {
         let open = self.fan_out.sessions.find_all(to);
         let packets = self.events.parcel.packets().len();
@@ -131,7 +136,10 @@ impl Way<'_> {
             let sent = session.send(engine.way.events, &mut engine);
             let count = packets as u64;
             match sent {
-                Sent::Accepted { .. } => self.delivered.count(Admission::Queue, count),
+                Sent::Accepted { written, .. } => {
+                    self.written += written;
+                    self.delivered.count(Admission::Queue, count);
+                }
                 Sent::Volatile { replaced, .. } => self.delivered.count(Admission::Skip, replaced),
                 Sent::Skipped { replaced } => {
                     self.delivered.count(Admission::Skip, replaced + count);
@@ -152,7 +160,7 @@ struct Engine<'a, 'b> {
 
 impl EngineQueue for Engine<'_, '_> {
     fn enqueue(&mut self) {
-        let Way { fan_out, events, delivered } = &mut *self.way;
+        let Way { fan_out, events, delivered, .. } = &mut *self.way;
         events.parcel.enqueue(self.sid, *fan_out, delivered);
     }
 

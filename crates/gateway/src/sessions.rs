@@ -243,8 +243,9 @@ impl Sessions {
         }
     }
 
-    /// Counts deliveries.
-    pub(crate) fn delivered(&self, delivered: &Delivered) {
+    /// Counts deliveries, and the bytes that were written for them at once.
+    pub(crate) fn delivered(&self, delivered: &Delivered, written: usize) {
+        self.metrics.sent_bytes_total.inc_by(written as u64);
         let undelivered = &self.metrics.undelivered_total;
         self.metrics.deliveries_total.inc_by(delivered.queued);
         undelivered.of(Undelivered::SlowConsumer).inc_by(delivered.too_slow);
@@ -317,7 +318,7 @@ impl Session {
         let max_bytes = self.sessions.max_waiting_bytes;
         let sent = self.lane.send(events.namespace, segment, max_bytes, engine);
         match sent {
-            Sent::Accepted { wake: true } | Sent::Volatile { wake: true, .. } => {
+            Sent::Accepted { wake: true, .. } | Sent::Volatile { wake: true, .. } => {
                 if let Some(conn) = self.websocket.get() {
                     conn.wake_reader();
                 }

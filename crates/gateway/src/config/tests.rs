@@ -92,7 +92,7 @@ fn values_that_are_wrong() {
         ("cors", "allowed_origins", r#"["*", "https://a.example"]"#, r#"want "*" alone"#),
         ("session", "ping_interval", r#""soon""#, r#"want a duration, such as "10s""#),
         ("session", "ping_timeout", r#""25h""#, "to 1day"),
-        ("session", "send_queue_packets", "63", "from 64 to"),
+        ("session", "send_queue_packets", "255", "from 256 to"),
         ("session", "send_queue_bytes", "1023", "bytes from 1024"),
         ("redis", "prefix", r#""""#, "want what the channels' names begin with"),
         ("redis", "protocol", r#""resp1""#, r#"want "resp2" or "resp3""#),

@@ -75,8 +75,8 @@ pub(crate) trait EngineQueue {
 /// What became of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sent {
-    /// It is written, or waits; who writes must be woken if nothing did before.
-    Accepted { wake: bool },
+    /// It is written as far as it went; the rest waits, and who writes must be woken if nothing waited before.
+    Accepted { written: usize, wake: bool },
     /// It waits, and is counted when it is written, because a newer one may replace it; this one replaced so many
     /// events.
     Volatile { wake: bool, replaced: u64 },
@@ -347,11 +347,14 @@ impl<S: Sink> Outgoing<S> {
                 segment.volatile = false;
                 held.segments.push(segment);
                 self.waiting_bytes += bytes;
-                Sent::Accepted { wake: false }
+                Sent::Accepted { written: 0, wake: false }
             }
             None => {
                 self.push(segment);
-                if volatile { Sent::Volatile { wake, replaced } } else { Sent::Accepted { wake } }
+                match volatile {
+                    true => Sent::Volatile { wake, replaced },
+                    false => Sent::Accepted { written: 0, wake },
+                }
             }
         }
     }
@@ -361,24 +364,22 @@ impl<S: Sink> Outgoing<S> {
         let Some(sink) = &self.sink else { return Sent::Gone };
         match sink.try_write(&[IoSlice::new(&segment.frames)]) {
             Ok(written) if written == segment.frames.len() => {
-                self.progress.bytes += written;
-                Sent::Accepted { wake: false }
+                Sent::Accepted { written, wake: false }
             }
             Ok(written) => {
-                self.progress.bytes += written;
                 segment.frames.advance(written);
                 self.begun = true;
                 // What has begun is delivered, volatile or not.
                 segment.volatile = false;
                 self.push(segment);
-                Sent::Accepted { wake: true }
+                Sent::Accepted { written, wake: true }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let volatile = segment.volatile;
                 self.push(segment);
                 match volatile {
                     true => Sent::Volatile { wake: true, replaced: 0 },
-                    false => Sent::Accepted { wake: true },
+                    false => Sent::Accepted { written: 0, wake: true },
                 }
             }
             Err(_) => Sent::Gone,
