@@ -49,6 +49,11 @@ impl Namespace {
         self.0.send(sid, packet);
     }
 
+    /// How many rooms sockets of this node are in. Goes over all of them.
+    pub fn count_rooms(&self) -> usize {
+        self.0.count_rooms()
+    }
+
     /// The engine's queues of its sockets on this node.
     pub fn queues(&self) -> &dyn Queues {
         &*self.0
@@ -105,6 +110,8 @@ pub(crate) trait Local: Queues {
     /// Whether anybody on this node may be in the room.
     fn has_members(&self, room: &str) -> bool;
     fn rooms(&self, sid: Sid) -> HashSet<Room>;
+    /// Without those that are sockets' ids.
+    fn count_rooms(&self) -> usize;
     /// Every room on this node; each socket's id is one.
     fn all_rooms(&self) -> Vec<Room>;
     fn join(&self, sids: &[Sid], rooms: &[Room]);
@@ -355,6 +362,10 @@ impl<E: SocketEmitter> Local for ClusterAdapter<E> {
 
     fn rooms(&self, sid: Sid) -> HashSet<Room> {
         self.local.socket_rooms(sid)
+    }
+
+    fn count_rooms(&self) -> usize {
+        self.local.rooms(everyone()).len()
     }
 
     fn all_rooms(&self) -> Vec<Room> {

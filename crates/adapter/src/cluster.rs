@@ -7,7 +7,7 @@ use socketioxide_core::{
     Sid,
     adapter::{BroadcastFlags, BroadcastOptions},
 };
-use tokio::time::Duration;
+use tokio::time::{Duration, Instant};
 use tracing::{Instrument, Span};
 
 use crate::{
@@ -107,10 +107,12 @@ impl Cluster {
         let mut batch = Vec::with_capacity(BATCH_MAX);
         let mut inbound = Inbound::new(&self.0, peers, &describe);
         while receiver.receive(&mut batch, BATCH_MAX).await {
+            let taken = Instant::now();
             for message in batch.drain(..) {
                 inbound.take(message).await;
             }
             inbound.batch.flush().await;
+            peers.metrics().fanout_seconds.observe(taken.elapsed());
             tokio::task::yield_now().await;
         }
     }

@@ -4,7 +4,7 @@ use std::{fmt::Display, future::Future, pin::Pin, sync::Arc};
 
 use antiphon_adapter::Cluster;
 use antiphon_metrics::{
-    GatewayMetrics,
+    GatewayMetrics, IntGauge,
     gateway::{CloseReason, Protocol, Transport},
 };
 use socketioxide::{
@@ -29,6 +29,7 @@ struct Inner {
     rules: Arc<Rules>,
     cluster: Cluster,
     stage: Stage,
+    sockets: IntGauge,
     metrics: Arc<GatewayMetrics>,
 }
 
@@ -38,10 +39,11 @@ impl Door {
         rules: Rules,
         cluster: Cluster,
         stage: Stage,
+        sockets: IntGauge,
         metrics: Arc<GatewayMetrics>,
     ) -> Self {
         let (path, rules) = (path.to_owned(), Arc::new(rules));
-        Self(Arc::new(Inner { path, rules, cluster, stage, metrics }))
+        Self(Arc::new(Inner { path, rules, cluster, stage, sockets, metrics }))
     }
 
     /// Readies a socket for the namespace. Before it is in there: a client may send its first event
@@ -56,7 +58,11 @@ impl Door {
         let stage = door.stage.clone();
         let inbox = Inbox::new(rules, &door.cluster, &door.path, stage, Arc::clone(&session));
         socket.on_fallback(inbox.ok_or("no namespace")?);
-        socket.on_disconnect(Presence::new(session, Arc::clone(&door.metrics)));
+        socket.on_disconnect(Presence::new(
+            session,
+            door.sockets.clone(),
+            Arc::clone(&door.metrics),
+        ));
         Ok(())
     }
 }
@@ -81,6 +87,9 @@ impl ConnectHandler<Adapter, Direct> for Door {
 
     fn call(&self, socket: Arc<Socket<Adapter>>, _auth: Option<Value>) {
         let Some(session) = session(&socket) else { return };
+        if let Some(time) = session.first_connected() {
+            self.0.metrics.handshake_seconds.observe(time);
+        }
         if let Some(namespace) = self.0.cluster.namespace(&self.0.path) {
             session.connected(socket.id, namespace.queues());
         }
@@ -98,19 +107,20 @@ impl ConnectHandler<Adapter, Direct> for Door {
 /// A socket's stay in its namespace: counted from before its CONNECT packet until it is gone.
 struct Presence {
     session: Arc<Session>,
+    sockets: IntGauge,
     metrics: Arc<GatewayMetrics>,
 }
 
 impl Presence {
-    fn new(session: Arc<Session>, metrics: Arc<GatewayMetrics>) -> Self {
-        metrics.sockets.inc();
-        Self { session, metrics }
+    fn new(session: Arc<Session>, sockets: IntGauge, metrics: Arc<GatewayMetrics>) -> Self {
+        sockets.inc();
+        Self { session, sockets, metrics }
     }
 }
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        self.metrics.sockets.dec();
+        self.sockets.dec();
     }
 }
 

@@ -11,6 +11,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Instant,
 };
 
 use antiphon_adapter::{Cluster, Namespace};
@@ -178,6 +179,7 @@ impl Inbox {
                 namespace: self.namespace.clone(),
                 rule: Arc::clone(rule),
                 bytes,
+                accepted: Instant::now(),
                 reply: reply.clone(),
                 socket,
             })

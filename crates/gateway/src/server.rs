@@ -1,11 +1,12 @@
 //! A node put together: engine, namespaces, stage and HTTP, from a configuration.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use antiphon_adapter::{Cluster, Namespace};
 use antiphon_metrics::{
-    GatewayMetrics, Registry,
+    GatewayMetrics, IntGauge, Registry,
     gateway::{Protocol, Transport},
+    register_process,
 };
 use axum::{Router, body::Body, middleware};
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
@@ -30,6 +31,9 @@ use crate::{
 /// What the engine reads of a WebSocket at a time. tungstenite keeps a buffer of this size for each
 /// connection; chat messages are smaller, and larger ones only take more reads.
 const WEBSOCKET_READ_BUFFER_BYTES: usize = 512;
+
+/// How often rooms are counted.
+const ROOMS_INTERVAL: Duration = Duration::from_secs(15);
 
 /// What a node of a cluster has besides.
 pub(crate) struct PeersLink {
@@ -63,6 +67,7 @@ pub struct Node {
     pub(crate) delivering: AbortOnDropHandle<()>,
     pub(crate) closer: AbortOnDropHandle<()>,
     pub(crate) peers: Option<PeersLink>,
+    _counting: AbortOnDropHandle<()>,
 }
 
 impl Node {
@@ -78,7 +83,11 @@ impl Node {
     pub fn with_routes(config: Config, routes: Router) -> Result<Self, BuildError> {
         let config = Arc::new(config);
         let registry = Registry::new();
+        register_process(&registry, env!("CARGO_PKG_VERSION"))?;
         let metrics = Arc::new(GatewayMetrics::register(&registry)?);
+        metrics.connections_max.set(as_gauge(config.server.max_connections));
+        metrics.stage_events_max.set(as_gauge(config.stage.max_events));
+        metrics.stage_bytes_max.set(as_gauge(config.stage.max_bytes));
         let max_waiting_bytes = config.session.send_queue_bytes;
         let (sessions, to_close) = Sessions::new(max_waiting_bytes, Arc::clone(&metrics));
         let max_rooms = config.limits.max_rooms_per_socket;
@@ -88,10 +97,14 @@ impl Node {
         let fan_out = Arc::new(FanOut::new(Arc::clone(&sessions), config.fanout.workers));
         let (cluster, link) = cluster::start(&config, &registry, fan_out)?;
         let (engine, io) = engine(&config, cluster.clone(), routes);
+        let mut rooms = Vec::with_capacity(config.namespaces.len());
         for path in &config.namespaces {
             let rules = Rules::new(&config, path, &metrics)?;
+            let sockets = metrics.sockets.of(path)?;
+            rooms.push((path.clone(), metrics.rooms.of(path)?));
             let metrics = Arc::clone(&metrics);
-            io.ns(path.clone(), Door::new(path, rules, cluster.clone(), stage.clone(), metrics));
+            let door = Door::new(path, rules, cluster.clone(), stage.clone(), sockets, metrics);
+            io.ns(path.clone(), door);
         }
 
         let gate = Gate::new(Arc::clone(&config), Arc::clone(&metrics), Arc::clone(&sessions));
@@ -100,6 +113,7 @@ impl Node {
         let closer = close_polling_sessions(to_close, engine.clone(), Arc::clone(&sessions), path);
         let [delivering, closer] =
             [tokio::spawn(worker.run()), tokio::spawn(closer)].map(AbortOnDropHandle::new);
+        let counting = tokio::spawn(count_rooms(cluster.clone(), rooms));
         let peers = link.map(|(link, receiver)| {
             let io = io.clone();
             let describe = move |path: &str, sid| introduction::handshake(&io, path, sid);
@@ -122,6 +136,7 @@ impl Node {
             delivering,
             closer,
             peers,
+            _counting: AbortOnDropHandle::new(counting),
         })
     }
 
@@ -134,6 +149,25 @@ impl Node {
     pub fn namespace(&self, path: &str) -> Option<Namespace> {
         self.cluster.namespace(path)
     }
+}
+
+/// Keeps the number of rooms in the metrics. It takes the locks that joins take, for as long as it takes to go over
+/// them: seldom.
+async fn count_rooms(cluster: Cluster, namespaces: Vec<(String, IntGauge)>) {
+    let mut ticks = tokio::time::interval(ROOMS_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        for (path, gauge) in &namespaces {
+            let Some(namespace) = cluster.namespace(path) else { continue };
+            let counted = tokio::task::spawn_blocking(move || namespace.count_rooms()).await;
+            gauge.set(as_gauge(counted.unwrap_or_default()));
+        }
+    }
+}
+
+fn as_gauge(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 type Engine = SocketIoService<Router, Adapter>;

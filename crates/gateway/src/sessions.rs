@@ -86,6 +86,7 @@ pub(crate) struct Session {
     pub(crate) client: IpAddr,
     pub(crate) protocol: Protocol,
     pub(crate) opened: SystemTime,
+    has_connected: AtomicBool,
     sid: OnceLock<Sid>,
     // Set when the session begins with a WebSocket or is upgraded to one; never unset.
     websocket: OnceLock<Arc<ConnHandle>>,
@@ -138,9 +139,10 @@ impl Sessions {
             client,
             protocol,
             opened: SystemTime::now(),
+            has_connected: AtomicBool::new(false),
             sid: OnceLock::new(),
             websocket: websocket.map(OnceLock::from).unwrap_or_default(),
-            lane: Arc::default(),
+            lane: Arc::new(Lane::new(self.metrics.lanes_waiting_bytes.clone())),
             closing: OnceLock::new(),
             poll_waits: AtomicWaker::new(),
             asked_engine: AtomicBool::new(false),
@@ -294,6 +296,13 @@ impl Session {
             answer
         })
         .await
+    }
+
+    /// How long the client took to come into its first namespace; `None` if this is not the first.
+    pub(crate) fn first_connected(&self) -> Option<Duration> {
+        let first = !self.has_connected.swap(true, Ordering::Relaxed);
+        // A clock that was set in between says nothing.
+        first.then(|| self.opened.elapsed().ok()).flatten()
     }
 
     /// The connection's lane, there from the start.

@@ -13,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use antiphon_adapter::{Batch, Namespace, Published};
@@ -40,6 +40,7 @@ pub(crate) struct Accepted {
     pub(crate) task: Task,
     /// What it holds of the stage's bound.
     pub(crate) bytes: usize,
+    pub(crate) accepted: Instant,
     pub(crate) reply: Reply,
 }
 
@@ -76,6 +77,7 @@ struct Done {
     rule: Arc<Rule>,
     outcome: Outcome,
     bytes: usize,
+    accepted: Instant,
     reply: Reply,
 }
 
@@ -150,7 +152,7 @@ impl Worker {
     }
 
     async fn carry_out(&self, event: Accepted, batch: &mut Batch) -> Done {
-        let Accepted { socket, namespace, rule, task, bytes, reply } = event;
+        let Accepted { socket, namespace, rule, task, bytes, accepted, reply } = event;
         let outcome = match task {
             Task::Deliver { packet, room } => {
                 if rule.admits(room.as_deref(), || namespace.rooms(socket.id)) {
@@ -174,11 +176,12 @@ impl Worker {
                 Outcome::Ok
             }
         };
-        Done { rule, outcome, bytes, reply }
+        Done { rule, outcome, bytes, accepted, reply }
     }
 
-    fn answer(&self, Done { rule, outcome, bytes, reply }: Done) {
+    fn answer(&self, Done { rule, outcome, bytes, accepted, reply }: Done) {
         rule.count(outcome);
+        self.metrics.fanout_seconds.observe(accepted.elapsed());
         reply.send(outcome, &rule.name);
         self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.metrics.stage_events.dec();

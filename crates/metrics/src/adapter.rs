@@ -1,6 +1,9 @@
 //! What travels between nodes, as far as Socket.IO is concerned.
 
-use crate::declare::{Counters, label, subsystem};
+use crate::{
+    declare::{Counters, Seconds, label, subsystem},
+    gateway::Passing,
+};
 
 label! {
     /// What became of a broadcast that came from the bus.
@@ -109,6 +112,9 @@ subsystem! {
         broadcasts_unsent_total: Counters<Unsent>,
         /// Broadcasts that came from the bus.
         broadcasts_received_total: Counters<Received>,
+        /// Time from when broadcasts are taken from the bus, together, until they are written to all on this node who
+        /// take them at once.
+        fanout_seconds: Seconds<Passing>,
         /// Requests of peers and emitters that were carried out, and answered where an answer is due.
         requests_received_total: Counters<Request>,
         /// Frames on the channels of requests and answers that were passed over.

@@ -63,8 +63,12 @@ subsystem! {
         unpublished_total: Counters<Unpublished>,
         /// Messages waiting to be published.
         publish_queue_messages: IntGauge,
+        /// As many as may wait (`redis.publish_queue_messages`).
+        publish_queue_messages_max: IntGauge,
         /// Size of the messages waiting to be published, in bytes.
         publish_queue_bytes: IntGauge,
+        /// As many as may wait (`redis.publish_queue_bytes`).
+        publish_queue_bytes_max: IntGauge,
         /// Time from a message's entry into the publish queue to the server's answer.
         publish_seconds: Seconds<RoundTrip>,
         /// Messages that arrived.
@@ -75,8 +79,12 @@ subsystem! {
         receive_dropped_total: Counters<ReceiveDrop>,
         /// Messages waiting to be handled.
         receive_queue_messages: IntGauge,
+        /// As many as may wait (`redis.receive_queue_messages`).
+        receive_queue_messages_max: IntGauge,
         /// Size of the messages waiting to be handled, in bytes.
         receive_queue_bytes: IntGauge,
+        /// As many as may wait (`redis.receive_queue_bytes`).
+        receive_queue_bytes_max: IntGauge,
         /// Time a probe takes through the publish queue, the server and back.
         probe_seconds: Seconds<RoundTrip>,
         /// Probes that did not come back in time.

@@ -20,7 +20,13 @@ pub trait Label: Copy + 'static {
 
     /// The label values of this one.
     fn values(self) -> Vec<&'static str>;
+
+    /// The values of each label, and what they mean.
+    fn describe() -> Vec<LabelDescription>;
 }
+
+/// A label's name; its values, and what they mean.
+pub type LabelDescription = (&'static str, Vec<(&'static str, &'static str)>);
 
 impl<A: Label, B: Label> Label for (A, B) {
     // Two names at most are needed so far; a const cannot concatenate slices of other consts.
@@ -38,14 +44,18 @@ impl<A: Label, B: Label> Label for (A, B) {
     fn values(self) -> Vec<&'static str> {
         [self.0.values(), self.1.values()].concat()
     }
+
+    fn describe() -> Vec<LabelDescription> {
+        [A::describe(), B::describe()].concat()
+    }
 }
 
 /// Declares an enum of label values.
 macro_rules! label {
-    ($(#[$meta:meta])* $label:literal $Name:ident { $($(#[$doc:meta])+ $Variant:ident = $value:literal,)+ }) => {
+    ($(#[$meta:meta])* $label:literal $Name:ident { $($(#[doc = $doc:literal])+ $Variant:ident = $value:literal,)+ }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $Name { $($(#[$doc])+ $Variant,)+ }
+        pub enum $Name { $($(#[doc = $doc])+ $Variant,)+ }
 
         impl $Name {
             /// The value as it stands in the label, and wherever else it is shown.
@@ -67,6 +77,10 @@ macro_rules! label {
 
             fn values(self) -> Vec<&'static str> {
                 vec![self.as_str()]
+            }
+
+            fn describe() -> Vec<$crate::declare::LabelDescription> {
+                vec![($label, vec![$(($value, concat!($($doc),+).trim()),)+])]
             }
         }
     };
@@ -91,17 +105,48 @@ macro_rules! subsystem {
                     )?,
                 )+})
             }
+
+            /// What its metrics are.
+            pub fn describe() -> Vec<$crate::Description> {
+                vec![$($crate::Description {
+                    name: concat!($prefix, stringify!($field)),
+                    help: concat!($($help),+).trim(),
+                    kind: <$Type as $crate::declare::Metric>::KIND,
+                    labels: <$Type as $crate::declare::Metric>::labels(),
+                },)+]
+            }
         }
     };
 }
 pub(crate) use subsystem;
 
+/// What a metric is.
+#[derive(Debug)]
+pub struct Description {
+    /// As it is scraped.
+    pub name: &'static str,
+    /// Its help text.
+    pub help: &'static str,
+    /// Its type, in Prometheus' terms.
+    pub kind: &'static str,
+    /// Its labels; one without values gets them from the configuration.
+    pub labels: Vec<LabelDescription>,
+}
+
 /// What the `subsystem` macro can make a field of.
 pub(crate) trait Metric: Sized {
+    const KIND: &'static str;
+
+    fn labels() -> Vec<LabelDescription> {
+        Vec::new()
+    }
+
     fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error>;
 }
 
 impl Metric for IntCounter {
+    const KIND: &'static str = "counter";
+
     fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
         let counter = IntCounter::new(name, help)?;
         registry.register(Box::new(counter.clone()))?;
@@ -110,6 +155,8 @@ impl Metric for IntCounter {
 }
 
 impl Metric for Counter {
+    const KIND: &'static str = "counter";
+
     fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
         let counter = Counter::new(name, help)?;
         registry.register(Box::new(counter.clone()))?;
@@ -142,6 +189,8 @@ impl<B: Buckets> Seconds<B> {
 }
 
 impl<B: Buckets> Metric for Seconds<B> {
+    const KIND: &'static str = "histogram";
+
     fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
         let options = HistogramOpts::new(name, help).buckets(B::BOUNDS.to_vec());
         let histogram = Histogram::with_opts(options)?;
@@ -151,6 +200,8 @@ impl<B: Buckets> Metric for Seconds<B> {
 }
 
 impl Metric for IntGauge {
+    const KIND: &'static str = "gauge";
+
     fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
         let gauge = IntGauge::new(name, help)?;
         registry.register(Box::new(gauge.clone()))?;
@@ -183,6 +234,12 @@ impl<L: Label, M> Family<L, M> {
 }
 
 impl<L: Label> Metric for Counters<L> {
+    const KIND: &'static str = "counter";
+
+    fn labels() -> Vec<LabelDescription> {
+        L::describe()
+    }
+
     fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
         let family = IntCounterVec::new(Opts::new(name, help), L::NAMES)?;
         registry.register(Box::new(family.clone()))?;
@@ -191,6 +248,12 @@ impl<L: Label> Metric for Counters<L> {
 }
 
 impl<L: Label> Metric for Gauges<L> {
+    const KIND: &'static str = "gauge";
+
+    fn labels() -> Vec<LabelDescription> {
+        L::describe()
+    }
+
     fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
         let family = IntGaugeVec::new(Opts::new(name, help), L::NAMES)?;
         registry.register(Box::new(family.clone()))?;
@@ -215,10 +278,40 @@ impl<L: Label> EventFamily<L> {
 }
 
 impl<L: Label> Metric for EventFamily<L> {
+    const KIND: &'static str = "counter";
+
+    fn labels() -> Vec<LabelDescription> {
+        [vec![("namespace", Vec::new()), ("event", Vec::new())], L::describe()].concat()
+    }
+
     fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
         let labels = [&["namespace", "event"][..], L::NAMES].concat();
         let family = IntCounterVec::new(Opts::new(name, help), &labels)?;
         registry.register(Box::new(family.clone()))?;
         Ok(Self { family, label: PhantomData })
+    }
+}
+
+/// A gauge for each namespace, whose names come from the configuration.
+pub struct NamespaceGauges(IntGaugeVec);
+
+impl NamespaceGauges {
+    /// The gauge of one namespace; ask once, and keep it.
+    pub fn of(&self, namespace: &str) -> Result<IntGauge, Error> {
+        self.0.get_metric_with_label_values(&[namespace])
+    }
+}
+
+impl Metric for NamespaceGauges {
+    const KIND: &'static str = "gauge";
+
+    fn labels() -> Vec<LabelDescription> {
+        vec![("namespace", Vec::new())]
+    }
+
+    fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
+        let family = IntGaugeVec::new(Opts::new(name, help), &["namespace"])?;
+        registry.register(Box::new(family.clone()))?;
+        Ok(Self(family))
     }
 }

@@ -1,6 +1,8 @@
 //! What a node's listener, sessions and events do.
 
-use crate::declare::{Counters, EventFamily, Gauges, label, subsystem};
+use crate::declare::{
+    Buckets, Counters, EventFamily, Gauges, NamespaceGauges, Seconds, label, subsystem,
+};
 use prometheus::{IntCounter, IntGauge};
 
 label! {
@@ -98,7 +100,7 @@ label! {
 }
 
 label! {
-    /// Why a packet did not get into a recipient's queue.
+    /// Why a recipient did not get an event.
     "reason" Undelivered {
         /// Too much was waiting for the recipient: it is being closed.
         SlowConsumer = "slow_consumer",
@@ -109,11 +111,34 @@ label! {
     }
 }
 
+/// Bounds for what a client waits for when it connects: from a client on the same machine to one that is about
+/// to give up.
+#[derive(Debug)]
+pub struct Connecting;
+
+impl Buckets for Connecting {
+    const BOUNDS: &'static [f64] =
+        &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0];
+}
+
+/// Bounds for how long an event is on its way through a node: from a few recipients of an idle one to what nobody
+/// would call live.
+#[derive(Debug)]
+pub struct Passing;
+
+impl Buckets for Passing {
+    const BOUNDS: &'static [f64] = &[
+        0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    ];
+}
+
 subsystem! {
     /// The gateway's metrics.
     "antiphon_gateway_" GatewayMetrics {
         /// Open TCP connections of the public listener.
         connections: IntGauge,
+        /// TCP connections, and sessions, that the node takes at most (`server.max_connections`).
+        connections_max: IntGauge,
         /// TCP connections accepted by the public listener.
         connections_accepted_total: IntCounter,
         /// Failures to accept a connection, such as no descriptors left.
@@ -124,8 +149,12 @@ subsystem! {
         sessions: Gauges<(Transport, Protocol)>,
         /// Engine.IO sessions opened, by the transport they began with.
         sessions_opened_total: Counters<(Transport, Protocol)>,
+        /// Time from a client's handshake request to its first socket in a namespace.
+        handshake_seconds: Seconds<Connecting>,
         /// Sockets connected to a namespace.
-        sockets: IntGauge,
+        sockets: NamespaceGauges,
+        /// Rooms that sockets of this node are in, counted every 15 s.
+        rooms: NamespaceGauges,
         /// Sockets that left their namespace.
         sockets_closed_total: Counters<CloseReason>,
         /// Bytes read from clients, all of them: HTTP heads, frames and payloads.
@@ -134,15 +163,25 @@ subsystem! {
         sent_bytes_total: IntCounter,
         /// Events that clients sent, by rule; `other` has no rule.
         events_total: EventFamily<Outcome>,
-        /// Packets put into recipients' queues.
+        /// Events written to recipients' connections or waiting for them, each counted for each recipient.
         deliveries_total: IntCounter,
-        /// Packets that did not get into a recipient's queue.
+        /// The same for events that a recipient did not get.
         undelivered_total: Counters<Undelivered>,
+        /// Time from an event's acceptance until it is written to all who take it at once.
+        fanout_seconds: Seconds<Passing>,
+        /// Bytes that wait in lanes because their clients do not take them.
+        lanes_waiting_bytes: IntGauge,
         /// Events accepted and not yet delivered.
         stage_events: IntGauge,
+        /// As many as there may be (`stage.max_events`).
+        stage_events_max: IntGauge,
         /// Payload of the events accepted and not yet delivered, in bytes.
         stage_bytes: IntGauge,
+        /// As many as there may be (`stage.max_bytes`).
+        stage_bytes_max: IntGauge,
         /// 1 while the node is shutting down, else 0.
         draining: IntGauge,
+        /// 1 if a balancer may send clients here (`/readyz`), else 0.
+        ready: IntGauge,
     }
 }

@@ -8,16 +8,24 @@
 //! event rule, which comes from the node's own configuration and is as bounded as that. Never a
 //! room, a socket, a user or the text of an error. Label children are made when the struct is, so
 //! counting is one atomic addition.
+//!
+//! `METRICS.md` beside this crate's manifest lists them all; `tests/document.rs` writes it, and fails when it is
+//! not what the code says.
 
 pub mod adapter;
 pub mod bus;
 mod declare;
 pub mod gateway;
+mod process;
 
 pub use adapter::AdapterMetrics;
 pub use bus::BusMetrics;
-pub use declare::{Buckets, Counters, EventFamily, Family, Gauges, Label, Seconds};
+pub use declare::{
+    Buckets, Counters, Description, EventFamily, Family, Gauges, Label, LabelDescription,
+    NamespaceGauges, Seconds,
+};
 pub use gateway::GatewayMetrics;
+pub use process::register_process;
 pub use prometheus::{Counter, Error, IntCounter, IntGauge, Registry};
 
 use prometheus::{Encoder, TextEncoder};

@@ -62,6 +62,15 @@ impl Shared {
         stop: &CancellationToken,
     ) -> (Arc<Self>, Receiver) {
         let now = Instant::now();
+        let bounds = [
+            (&metrics.publish_queue_messages_max, settings.publish_queue_messages_max),
+            (&metrics.publish_queue_bytes_max, settings.publish_queue_bytes_max),
+            (&metrics.receive_queue_messages_max, settings.receive_queue_messages_max),
+            (&metrics.receive_queue_bytes_max, settings.receive_queue_bytes_max),
+        ];
+        for (gauge, bound) in bounds {
+            gauge.set(i64::try_from(bound).unwrap_or(i64::MAX));
+        }
         let queue = Queue::new(
             (settings.publish_queue_messages_max, settings.publish_queue_bytes_max),
             (&metrics.publish_queue_messages, &metrics.publish_queue_bytes),

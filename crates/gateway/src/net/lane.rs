@@ -26,6 +26,7 @@ use std::{
 };
 
 use antiphon_adapter::QueueError;
+use antiphon_metrics::IntGauge;
 use bytes::{Buf, Bytes};
 use smallvec::SmallVec;
 use tokio::net::tcp::OwnedWriteHalf;
@@ -94,9 +95,10 @@ pub(crate) enum Sent {
 #[derive(Debug)]
 pub(crate) struct Lane<S = OwnedWriteHalf>(Mutex<Outgoing<S>>);
 
-impl<S> Default for Lane<S> {
-    fn default() -> Self {
-        Self(Mutex::new(Outgoing::default()))
+impl<S> Lane<S> {
+    /// What waits in it is counted in `waiting_bytes` too.
+    pub(crate) fn new(waiting_bytes: IntGauge) -> Self {
+        Self(Mutex::new(Outgoing::new(waiting_bytes)))
     }
 }
 
@@ -124,8 +126,10 @@ impl<S: Sink> Lane<S> {
 
     /// The connection is gone. Returns how many volatile events waited.
     pub(crate) fn end(&self) -> u64 {
-        let gone = Outgoing { ready: true, ..Outgoing::default() };
-        let ended = mem::replace(&mut *self.out(), gone);
+        let mut out = self.out();
+        let gone = Outgoing { ready: true, ..Outgoing::new(out.waiting.all.clone()) };
+        let ended = mem::replace(&mut *out, gone);
+        drop(out);
         ended.pending.iter().filter(|one| one.volatile).map(|one| one.events).sum()
     }
 
@@ -163,7 +167,7 @@ impl<S: Sink> Lane<S> {
         let (held, unfenced): (Vec<_>, Vec<_>) =
             mem::take(&mut out.doors[at].held).into_iter().partition(|held| held.fence.is_some());
         let segments = unfenced.iter().flat_map(|held| &held.segments);
-        out.waiting_bytes -= segments.map(|segment| segment.frames.len()).sum::<usize>();
+        out.waiting.sub(segments.map(|segment| segment.frames.len()).sum::<usize>());
         if held.is_empty() {
             out.doors.swap_remove(at);
         } else {
@@ -232,7 +236,7 @@ struct Outgoing<S> {
     volatile: Option<u64>,
     taken: u64,
     // Of everything that waits, pending or held.
-    waiting_bytes: usize,
+    waiting: Waiting,
     // What was pending when the engine came.
     before_engine: Option<usize>,
     // Namespaces that the lane knows; few clients have more than one.
@@ -241,8 +245,34 @@ struct Outgoing<S> {
     progress: Progress,
 }
 
-impl<S> Default for Outgoing<S> {
-    fn default() -> Self {
+/// Bytes that wait.
+#[derive(Debug)]
+struct Waiting {
+    bytes: usize,
+    // Those of every lane.
+    all: IntGauge,
+}
+
+impl Waiting {
+    fn add(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.all.add(bytes as i64);
+    }
+
+    fn sub(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.all.sub(bytes as i64);
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.all.sub(self.bytes as i64);
+    }
+}
+
+impl<S> Outgoing<S> {
+    fn new(waiting_bytes: IntGauge) -> Self {
         Self {
             sink: None,
             ready: false,
@@ -251,7 +281,7 @@ impl<S> Default for Outgoing<S> {
             begun: false,
             volatile: None,
             taken: 0,
-            waiting_bytes: 0,
+            waiting: Waiting { bytes: 0, all: waiting_bytes },
             before_engine: None,
             doors: SmallVec::new(),
             fences: 0,
@@ -337,7 +367,7 @@ impl<S: Sink> Outgoing<S> {
             replaced = self.drop_volatile();
         }
         let bytes = segment.frames.len();
-        if self.waiting_bytes > 0 && self.waiting_bytes + bytes > bytes_max {
+        if self.waiting.bytes > 0 && self.waiting.bytes + bytes > bytes_max {
             return if segment.volatile { Sent::Skipped { replaced } } else { Sent::Full };
         }
         let wake = self.pending.is_empty();
@@ -346,7 +376,7 @@ impl<S: Sink> Outgoing<S> {
             Some(held) => {
                 segment.volatile = false;
                 held.segments.push(segment);
-                self.waiting_bytes += bytes;
+                self.waiting.add(bytes);
                 Sent::Accepted { written: 0, wake: false }
             }
             None => {
@@ -390,7 +420,7 @@ impl<S: Sink> Outgoing<S> {
         if segment.volatile {
             self.volatile = Some(self.taken + self.pending.len() as u64);
         }
-        self.waiting_bytes += segment.frames.len();
+        self.waiting.add(segment.frames.len());
         self.pending.push_back(segment);
     }
 
@@ -398,7 +428,7 @@ impl<S: Sink> Outgoing<S> {
     fn drop_volatile(&mut self) -> u64 {
         let at = self.volatile.take().and_then(|at| usize::try_from(at - self.taken).ok());
         let Some(dropped) = at.and_then(|at| self.pending.remove(at)) else { return 0 };
-        self.waiting_bytes -= dropped.frames.len();
+        self.waiting.sub(dropped.frames.len());
         dropped.events
     }
 
@@ -428,7 +458,7 @@ impl<S: Sink> Outgoing<S> {
         if self.packets.closed() {
             self.pending.clear();
             self.doors.clear();
-            self.waiting_bytes = 0;
+            self.waiting.sub(self.waiting.bytes);
         }
         Ok(written)
     }
@@ -446,7 +476,7 @@ impl<S: Sink> Outgoing<S> {
         let (at, length) = self.is_fence(bytes)?;
         let held = self.doors[at].held.remove(0);
         for segment in held.segments {
-            self.waiting_bytes -= segment.frames.len();
+            self.waiting.sub(segment.frames.len());
             self.push(segment);
         }
         Some(length)
@@ -486,7 +516,7 @@ impl<S: Sink> Outgoing<S> {
 
     /// So much of what is pending is written.
     fn take(&mut self, mut written: usize) {
-        self.waiting_bytes -= written;
+        self.waiting.sub(written);
         while written > 0
             && let Some(front) = self.pending.front_mut()
         {

@@ -171,20 +171,20 @@ async fn packets() {
         is_closed_after(a, &[&text]).await;
     })
     .await;
-    check("an unknown namespace", &[], "antiphon_gateway_sockets ", async |a| {
+    check("an unknown namespace", &[], "antiphon_gateway_sockets{", async |a| {
         let mut client = Client::open(a, &[]).await.expect("the handshake succeeds");
         client.send_text("40/nowhere,").await;
         assert_eq!(client.next().await, Packet::Refused(json!({"message": "Invalid namespace"})));
     })
     .await;
-    check("an event before CONNECT", &[], "antiphon_gateway_sockets ", async |a| {
+    check("an event before CONNECT", &[], "antiphon_gateway_sockets{", async |a| {
         let mut client = Client::open(a, &[]).await.expect("the handshake succeeds");
         client.send_text("42[\"chat_message\"]").await;
         assert_eq!(client.next().await, Packet::Closed);
     })
     .await;
     let settings = [("session.connect_timeout", "100ms")];
-    check("no CONNECT at all", &settings, "antiphon_gateway_sockets ", async |a| {
+    check("no CONNECT at all", &settings, "antiphon_gateway_sockets{", async |a| {
         let mut client = Client::open(a, &[]).await.expect("the handshake succeeds");
         assert_eq!(client.next().await, Packet::Closed);
     })
@@ -268,11 +268,11 @@ async fn broken_rules() {
 
 #[tokio::test]
 async fn requests() {
-    check("an unknown path", &[], "antiphon_gateway_sockets ", async |a| {
+    check("an unknown path", &[], "antiphon_gateway_sockets{", async |a| {
         assert_eq!(http(a, "GET", "/admin", "").await, (404, "nothing at /admin\n".to_owned()));
     })
     .await;
-    check("the admin paths", &[], "antiphon_gateway_sockets ", async |a| {
+    check("the admin paths", &[], "antiphon_gateway_sockets{", async |a| {
         assert_eq!(http(a, "GET", "/metrics", "").await.0, 404);
     })
     .await;
@@ -425,7 +425,7 @@ async fn connections() {
     check(
         "an idle connection after a request",
         &settings,
-        "antiphon_gateway_sockets ",
+        "antiphon_gateway_sockets{",
         async |a| {
             let answer = raw(a, b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n").await;
             assert!(

@@ -74,7 +74,7 @@ impl TestNode {
 
     /// Waits until nothing is left of any client: no socket, session or connection.
     pub(crate) async fn until_empty(&self) {
-        self.until("antiphon_gateway_sockets ", 0.0).await;
+        self.until("antiphon_gateway_sockets{", 0.0).await;
         self.until("antiphon_gateway_sessions{", 0.0).await;
         self.until("antiphon_gateway_connections ", 0.0).await;
         self.until("antiphon_gateway_stage_events ", 0.0).await;

@@ -104,7 +104,7 @@ async fn a_polling_client_that_does_not_poll_is_closed_too() {
     let path = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
     let url = format!("http://{}{path}", node.address);
     reqwest::Client::new().post(url).body("40").send().await.expect("an answer");
-    node.until("antiphon_gateway_sockets ", 1.0).await;
+    node.until("antiphon_gateway_sockets{", 1.0).await;
 
     let mut sender = Client::connect(node.address).await;
     for sent in 0..260 {
