@@ -1,81 +1,130 @@
-//! The listener for operators: health, readiness, metrics. Never reachable through the public port.
+//! The listener for operators: health, readiness, metrics, and what can be told to a running node. Never reachable
+//! through the public port.
+//!
+//! It has a thread and a runtime of its own, so that it answers even when the node's is stuck, and says so.
 
-use std::sync::Arc;
+use std::io;
 
 use antiphon_metrics::{CONTENT_TYPE, Registry, render};
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Request, State},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use http::{HeaderMap, StatusCode, header};
-use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{cluster::BusWatch, config::Secret, handshake::Gate, server::Node};
+use crate::{config::Secret, health::Health, telemetry::LogFilter};
+
+/// The longest filter that is read.
+const FILTER_BYTES_MAX: usize = 4096;
 
 #[derive(Clone)]
-struct Admin {
-    registry: Registry,
-    gate: Arc<Gate>,
-    bus: Option<BusWatch>,
-    token: Option<Secret>,
+pub(crate) struct Admin {
+    pub(crate) registry: Registry,
+    pub(crate) health: Health,
+    pub(crate) token: Option<Secret>,
+    /// Cancelled to make the node leave.
+    pub(crate) drain: CancellationToken,
+    /// What is logged, if this process lets it be changed.
+    pub(crate) log: Option<LogFilter>,
 }
 
-/// The routes of the admin listener.
-pub(crate) fn routes(node: &Node) -> Router {
-    let admin = Admin {
-        registry: node.registry.clone(),
-        gate: Arc::clone(&node.gate),
-        bus: node.peers.as_ref().map(|peers| peers.link.watch()),
-        token: node.config.admin.token.clone(),
-    };
-    Router::new()
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(ready))
+/// Answers on `listener`, in a thread of its own, for as long as the guard is there.
+pub(crate) fn serve(admin: Admin, listener: TcpListener) -> io::Result<DropGuard> {
+    let listener = listener.into_std()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let stop = CancellationToken::new();
+    let guard = stop.clone().drop_guard();
+    std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    let serving = axum::serve(listener, routes(admin)).into_future();
+                    stop.run_until_cancelled(serving).await;
+                }
+                Err(error) => tracing::error!(%error, "the admin listener cannot be used"),
+            }
+        });
+    })?;
+    Ok(guard)
+}
+
+fn routes(admin: Admin) -> Router {
+    let guarded = Router::new()
         .route("/metrics", get(metrics))
+        .route("/drain", post(drain))
+        .route("/log", get(log).put(set_log))
+        .layer(axum::extract::DefaultBodyLimit::max(FILTER_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(admin.clone(), authorize));
+    // Balancers and Kubernetes ask these, and have no token.
+    Router::new()
+        .route("/healthz", get(alive))
+        .route("/readyz", get(ready))
+        .merge(guarded)
         .with_state(admin)
 }
 
-/// Whether a balancer should send clients here, and what speaks against it.
-#[derive(Serialize)]
-struct Readiness {
-    ready: bool,
-    conditions: Conditions,
-}
-
-#[derive(Serialize)]
-struct Conditions {
-    not_draining: bool,
-    /// Peers are reached and heard; not there without peers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    bus: Option<bool>,
-}
-
-impl Admin {
-    fn readiness(&self) -> Readiness {
-        let not_draining = !self.gate.is_draining();
-        let bus = self.bus.as_ref().map(BusWatch::is_well);
-        let ready = not_draining && self.bus.as_ref().is_none_or(BusWatch::allows);
-        Readiness { ready, conditions: Conditions { not_draining, bus } }
+async fn alive(State(admin): State<Admin>) -> Response {
+    match admin.health.stuck() {
+        None => "ok\n".into_response(),
+        Some(what) => (StatusCode::SERVICE_UNAVAILABLE, format!("stuck: {what}\n")).into_response(),
     }
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {
-    let readiness = admin.readiness();
+    let readiness = admin.health.readiness();
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(readiness)).into_response()
 }
 
-async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {
-    if !authorized(admin.token.as_ref(), &headers) {
-        let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
-        return (StatusCode::UNAUTHORIZED, challenge, "a bearer token is needed\n").into_response();
-    }
+async fn metrics(State(admin): State<Admin>) -> Response {
+    // Its gauge is as old as the last look at it.
+    admin.health.readiness();
     match render(&admin.registry) {
         Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
+}
+
+async fn drain(State(admin): State<Admin>) -> Response {
+    tracing::info!("told to leave");
+    admin.drain.cancel();
+    (StatusCode::ACCEPTED, "draining\n").into_response()
+}
+
+async fn log(State(admin): State<Admin>) -> Response {
+    match admin.log {
+        Some(log) => format!("{}\n", log.get()).into_response(),
+        None => no_log(),
+    }
+}
+
+async fn set_log(State(admin): State<Admin>, filter: String) -> Response {
+    match admin.log.map(|log| log.set(filter.trim())) {
+        Some(Ok(())) => {
+            tracing::info!(filter = filter.trim(), "what is logged has been changed");
+            "changed\n".into_response()
+        }
+        Some(Err(error)) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+        None => no_log(),
+    }
+}
+
+fn no_log() -> Response {
+    (StatusCode::NOT_FOUND, "logging belongs to the program that this node runs in\n")
+        .into_response()
+}
+
+async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    if authorized(admin.token.as_ref(), request.headers()) {
+        return next.run(request).await;
+    }
+    let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
+    (StatusCode::UNAUTHORIZED, challenge, "a bearer token is needed\n").into_response()
 }
 
 fn authorized(token: Option<&Secret>, headers: &HeaderMap) -> bool {

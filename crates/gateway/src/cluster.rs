@@ -139,11 +139,29 @@ impl BusWatch {
         self.status.borrow().ready()
     }
 
+    /// Whether they have been since the node was started.
+    pub(crate) fn was_well(&self) -> bool {
+        self.was_well.load(Ordering::Relaxed)
+    }
+
+    /// What is wrong, if anything is.
+    pub(crate) fn complaint(&self) -> Option<&'static str> {
+        let status = *self.status.borrow();
+        match () {
+            () if status.ready() => None,
+            () if !status.publisher_up => Some("bus: no connection to publish over"),
+            () if !status.subscribed => Some("bus: not subscribed to its peers' channels"),
+            () if status.receive_overflow => Some("bus: more arrives than can be delivered"),
+            () if status.deaf_since.is_some() => Some("bus: what is published does not arrive"),
+            () => Some("bus: just connected, not proven yet"),
+        }
+    }
+
     /// Whether clients may be sent here: yes if it is well, or if it was and settings say that is enough.
     /// A node that cannot keep up with what arrives has enough clients in any case.
     pub(crate) fn allows(&self) -> bool {
         let status = *self.status.borrow();
-        let excused = self.degraded_is_ready && self.was_well.load(Ordering::Relaxed);
+        let excused = self.degraded_is_ready && self.was_well();
         status.ready() || excused && !status.receive_overflow
     }
 }

@@ -176,6 +176,8 @@ pub struct FanOut {
 /// `[drain]`
 #[derive(Debug, Clone)]
 pub struct Drain {
+    /// How long the node is unready before it closes sessions.
+    pub delay: Duration,
     /// The time over which open sessions are closed.
     pub spread: Duration,
     /// When a drain ends whatever is left.

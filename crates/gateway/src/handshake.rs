@@ -50,6 +50,7 @@ pub(crate) struct Gate {
     metrics: Arc<GatewayMetrics>,
     sessions: Arc<Sessions>,
     admission: Arc<Admission>,
+    leaving: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -61,18 +62,24 @@ impl Gate {
     ) -> Self {
         let server = &config.server;
         let admission = Admission::new(server.max_connections, server.max_connections_per_ip);
-        Self { config, metrics, sessions, admission, draining: AtomicBool::new(false) }
+        let (leaving, draining) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { config, metrics, sessions, admission, leaving, draining }
+    }
+
+    /// From here on no balancer should send clients here; those that come are served.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+        self.metrics.draining.set(1);
     }
 
     /// From here on there are no new sessions: clients are told to try again, which, behind a
     /// balancer, takes them to another node.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Release);
-        self.metrics.draining.set(1);
     }
 
-    pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
     }
 
     /// Opens a session for a handshake.
@@ -82,7 +89,7 @@ impl Gate {
         headers: &HeaderMap,
         peer: &Peer,
     ) -> Result<Arc<Session>, Answer> {
-        if self.is_draining() {
+        if self.draining.load(Ordering::Acquire) {
             return Err(Answer::Draining);
         }
         if !origin_allowed(&self.config.cors.allowed_origins, headers) {

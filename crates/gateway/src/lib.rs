@@ -11,6 +11,7 @@ mod eio3;
 mod events;
 mod fanout;
 mod handshake;
+mod health;
 mod introduction;
 mod lifecycle;
 mod net;
@@ -23,7 +24,7 @@ pub mod telemetry;
 
 pub use cluster::ClusterError;
 pub use events::Adapter;
-pub use lifecycle::{BindError, Listeners, Shutdown, TaskEnded};
+pub use lifecycle::{BindError, Listeners, ServeError, Shutdown};
 pub use server::{BuildError, Node};
 
 use config::Config;
@@ -34,9 +35,9 @@ pub enum RunError {
     /// It could not be put together.
     #[error("cannot start")]
     Build(#[from] BuildError),
-    /// A part of it ended.
+    /// It could not go on.
     #[error("cannot go on serving")]
-    Serve(#[from] TaskEnded),
+    Serve(#[from] ServeError),
 }
 
 /// Runs a node on `listeners` until `shutdown`.

@@ -17,7 +17,7 @@ use tokio_util::{
 };
 
 use crate::{
-    admin,
+    admin::{self, Admin},
     config::{Config, Drain},
     net::{self, Acceptor},
     server::{Node, PeersLink},
@@ -118,7 +118,7 @@ impl Node {
     /// Serves clients until told to leave, and leaves. A task that the node cannot do without and that
     /// ends (it can only have panicked) makes it leave too, with an error: its clients are better off
     /// elsewhere.
-    pub async fn serve(self, listeners: Listeners, shutdown: Shutdown) -> Result<(), TaskEnded> {
+    pub async fn serve(self, listeners: Listeners, shutdown: Shutdown) -> Result<(), ServeError> {
         let stop = CancellationToken::new();
         let connections = TaskTracker::new();
         let acceptor = Acceptor::new(
@@ -128,26 +128,40 @@ impl Node {
             connections.clone(),
             stop.clone(),
         );
-        let routes = admin::routes(&self);
+        let admin = Admin {
+            registry: self.registry.clone(),
+            health: self.health.clone(),
+            token: self.config.admin.token.clone(),
+            drain: shutdown.drain.clone(),
+            log: self.log.clone(),
+        };
         let Self { config, sessions, gate, stage, mut delivering, mut closer, peers, .. } = self;
+        let _watching = self._watching;
         let (link, mut receiving) = match peers {
             Some(PeersLink { link, receiving, .. }) => (Some(link), Some(receiving)),
             None => (None, None),
         };
         let mut accepting = AbortOnDropHandle::new(tokio::spawn(acceptor.run(listeners.public)));
-        let _admin = listeners.admin.map(|listener| {
-            let serve = axum::serve(listener, routes).into_future();
-            AbortOnDropHandle::new(tokio::spawn(serve))
-        });
+        let _admin = match listeners.admin {
+            Some(listener) => Some(admin::serve(admin, listener).map_err(ServeError::Admin)?),
+            None => None,
+        };
 
         let ended = tokio::select! {
             () = shutdown.drain.cancelled() => Ok(()),
             () = shutdown.hurry.cancelled() => Ok(()),
-            _ = &mut accepting => Err(TaskEnded("accepting connections")),
-            _ = &mut delivering => Err(TaskEnded("delivering events")),
-            _ = &mut closer => Err(TaskEnded("closing polling sessions")),
-            _ = until_ended(&mut receiving) => Err(TaskEnded("receiving from peers")),
+            _ = &mut accepting => Err(ServeError::Ended("accepting connections")),
+            _ = &mut delivering => Err(ServeError::Ended("delivering events")),
+            _ = &mut closer => Err(ServeError::Ended("closing polling sessions")),
+            _ = until_ended(&mut receiving) => Err(ServeError::Ended("receiving from peers")),
         };
+        // Unready from here on; but balancers take a while to notice, and send clients until then.
+        gate.leave();
+        if ended.is_ok() && !config.drain.delay.is_zero() {
+            tracing::info!(delay = ?config.drain.delay, "unready, waiting for balancers to notice");
+            let delay = tokio::time::sleep(config.drain.delay);
+            shutdown.hurry.run_until_cancelled(delay).await;
+        }
         // Clients that poll still need new connections: accepting ends after the sessions do.
         gate.drain();
         drain(&sessions, &config.drain, &shutdown.hurry).await;
@@ -172,10 +186,16 @@ async fn until_ended(task: &mut Option<AbortOnDropHandle<()>>) {
     }
 }
 
-/// A part of the node ended while it was serving.
+/// Why a node stopped serving, other than by being told to.
 #[derive(Debug, thiserror::Error)]
-#[error("the task {0} ended")]
-pub struct TaskEnded(&'static str);
+pub enum ServeError {
+    /// A part of it ended.
+    #[error("the task {0} ended")]
+    Ended(&'static str),
+    /// Operators cannot be answered.
+    #[error("cannot serve the admin listener")]
+    Admin(#[source] io::Error),
+}
 
 /// Closes every session, spread over the configured time; what is left at the deadline, or when it
 /// has to hurry, is cut.
@@ -187,7 +207,12 @@ async fn drain(sessions: &Sessions, drain: &Drain, hurry: &CancellationToken) {
         close_in_batches(sessions, drain.spread).await;
         sessions.empty().await;
     };
-    let in_time = hurry.run_until_cancelled(tokio::time::timeout(drain.deadline, all_closed)).await;
+    let in_time = hurry
+        .run_until_cancelled(tokio::time::timeout(
+            drain.deadline.saturating_sub(drain.delay),
+            all_closed,
+        ))
+        .await;
     let left = sessions.all();
     if !matches!(in_time, Some(Ok(()))) {
         for session in &left {

@@ -99,13 +99,13 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
 
 fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let config = loaded.config;
-    telemetry::init(&config.log).context("cannot start logging")?;
+    let log = telemetry::init(&config.log).context("cannot start logging")?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     let result = runtime.block_on(async {
         raise_descriptor_limit(config.server.max_connections);
         let listeners = Listeners::bind(&config).await?;
         let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
-        let node = Node::new(config.clone())?;
+        let node = Node::new(config.clone())?.with_log_filter(log);
         announce(&config, &listeners)?;
         node.serve(listeners, shutdown).await?;
         Ok(())

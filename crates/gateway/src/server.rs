@@ -23,9 +23,11 @@ use crate::{
     events::{Adapter, Rules},
     fanout::FanOut,
     handshake::{Gate, gate},
+    health::{self, Health, Pulse},
     introduction,
     sessions::{PollingSession, Sessions},
     stage::{Stage, stage},
+    telemetry::LogFilter,
 };
 
 /// What the engine reads of a WebSocket at a time. tungstenite keeps a buffer of this size for each
@@ -60,6 +62,8 @@ pub struct Node {
     pub(crate) metrics: Arc<GatewayMetrics>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) gate: Arc<Gate>,
+    pub(crate) health: Health,
+    pub(crate) log: Option<LogFilter>,
     pub(crate) app: Router,
     pub(crate) io: SocketIo<Adapter>,
     pub(crate) cluster: Cluster,
@@ -67,7 +71,7 @@ pub struct Node {
     pub(crate) delivering: AbortOnDropHandle<()>,
     pub(crate) closer: AbortOnDropHandle<()>,
     pub(crate) peers: Option<PeersLink>,
-    _counting: AbortOnDropHandle<()>,
+    pub(crate) _watching: [AbortOnDropHandle<()>; 2],
 }
 
 impl Node {
@@ -92,7 +96,9 @@ impl Node {
         let (sessions, to_close) = Sessions::new(max_waiting_bytes, Arc::clone(&metrics));
         let max_rooms = config.limits.max_rooms_per_socket;
         let window = config.fanout.window;
-        let (stage, worker) = stage(&config.stage, window, max_rooms, Arc::clone(&metrics));
+        let (alive, delivered) = (Pulse::new(), Pulse::new());
+        let (stage, worker) =
+            stage(&config.stage, window, max_rooms, &delivered, Arc::clone(&metrics));
 
         let fan_out = Arc::new(FanOut::new(Arc::clone(&sessions), config.fanout.workers));
         let (cluster, link) = cluster::start(&config, &registry, fan_out)?;
@@ -114,6 +120,7 @@ impl Node {
         let [delivering, closer] =
             [tokio::spawn(worker.run()), tokio::spawn(closer)].map(AbortOnDropHandle::new);
         let counting = tokio::spawn(count_rooms(cluster.clone(), rooms));
+        let beating = tokio::spawn(health::beat(Arc::clone(&alive)));
         let peers = link.map(|(link, receiver)| {
             let io = io.clone();
             let describe = move |path: &str, sid| introduction::handshake(&io, path, sid);
@@ -122,6 +129,13 @@ impl Node {
             let [receiving, counting] = [receiving, counting].map(AbortOnDropHandle::new);
             PeersLink { link, receiving, _counting: counting }
         });
+        let health = Health {
+            runtime: alive,
+            stage: delivered,
+            gate: Arc::clone(&gate),
+            bus: peers.as_ref().map(|peers| peers.link.watch()),
+            metrics: Arc::clone(&metrics),
+        };
         let app = app(engine, Arc::clone(&gate), &config.cors);
         Ok(Self {
             config,
@@ -129,6 +143,8 @@ impl Node {
             metrics,
             sessions,
             gate,
+            health,
+            log: None,
             app,
             io,
             cluster,
@@ -136,8 +152,13 @@ impl Node {
             delivering,
             closer,
             peers,
-            _counting: AbortOnDropHandle::new(counting),
+            _watching: [counting, beating].map(AbortOnDropHandle::new),
         })
+    }
+
+    /// Lets operators change what is logged, through the admin listener.
+    pub fn with_log_filter(self, log: LogFilter) -> Self {
+        Self { log: Some(log), ..self }
     }
 
     /// The Socket.IO server inside, for programs that add handlers of their own.

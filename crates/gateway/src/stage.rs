@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 use crate::{
     config,
     events::{Adapter, Rule},
+    health::Pulse,
     reply::Reply,
 };
 
@@ -59,6 +60,7 @@ pub(crate) enum Task {
 pub(crate) struct Stage {
     queue: mpsc::Sender<Accepted>,
     held_bytes: Arc<AtomicUsize>,
+    pulse: Arc<Pulse>,
     max_bytes: usize,
     metrics: Arc<GatewayMetrics>,
 }
@@ -67,6 +69,7 @@ pub(crate) struct Stage {
 pub(crate) struct Worker {
     queue: mpsc::Receiver<Accepted>,
     held_bytes: Arc<AtomicUsize>,
+    pulse: Arc<Pulse>,
     window: Duration,
     max_rooms: usize,
     metrics: Arc<GatewayMetrics>,
@@ -86,6 +89,7 @@ pub(crate) fn stage(
     bounds: &config::Stage,
     window: Duration,
     max_rooms: usize,
+    pulse: &Arc<Pulse>,
     metrics: Arc<GatewayMetrics>,
 ) -> (Stage, Worker) {
     let (sender, queue) = mpsc::channel(bounds.max_events);
@@ -93,10 +97,12 @@ pub(crate) fn stage(
     let stage = Stage {
         queue: sender,
         held_bytes: Arc::clone(&held_bytes),
+        pulse: Arc::clone(pulse),
         max_bytes: bounds.max_bytes,
         metrics: Arc::clone(&metrics),
     };
-    (stage, Worker { queue, held_bytes, window, max_rooms, metrics })
+    let pulse = Arc::clone(pulse);
+    (stage, Worker { queue, held_bytes, pulse, window, max_rooms, metrics })
 }
 
 impl Stage {
@@ -104,6 +110,10 @@ impl Stage {
     pub(crate) fn push(&self, event: Accepted) -> Result<(), Outcome> {
         let bytes = event.bytes;
         let held = self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if held == 0 {
+            // From now on there is something to get on with.
+            self.pulse.beat();
+        }
         // One event may always go in, however large: it is within limits.max_message_bytes.
         let fits = held == 0 || held + bytes <= self.max_bytes;
         self.metrics.stage_events.inc();
@@ -142,6 +152,7 @@ impl Worker {
             }
             for event in events.drain(..) {
                 done.push(self.carry_out(event, &mut batch).await);
+                self.pulse.beat();
             }
             batch.flush().await;
             for event in done.drain(..) {

@@ -344,15 +344,17 @@ fn fanout(s: &mut Section<'_>) -> Read<FanOut> {
 }
 
 fn drain(s: &mut Section<'_>) -> Read<Drain> {
+    let delay = s.get("delay", duration(Duration::ZERO..=LONGEST));
     // Zero closes all sessions at once: right for a test, or for the last node.
     let spread = s.get("spread", duration(Duration::ZERO..=LONGEST));
     let deadline = timeout(s, "deadline");
-    let (spread, deadline) = (spread?, deadline?);
-    if spread > deadline {
-        let spread = humantime::format_duration(spread);
-        return Err(s.refuse("deadline", format!("want at least drain.spread ({spread})")));
+    let (delay, spread, deadline) = (delay?, spread?, deadline?);
+    if delay + spread > deadline {
+        let both = humantime::format_duration(delay + spread);
+        let right = format!("want at least drain.delay and drain.spread together ({both})");
+        return Err(s.refuse("deadline", right));
     }
-    Ok(Drain { spread, deadline })
+    Ok(Drain { delay, spread, deadline })
 }
 
 fn admin(s: &mut Section<'_>, public: Option<SocketAddr>) -> Read<Admin> {
@@ -372,7 +374,15 @@ fn admin(s: &mut Section<'_>, public: Option<SocketAddr>) -> Read<Admin> {
             return Err(s.refuse("listen", right));
         }
     }
-    Ok(Admin { listen, token: token? })
+    let token = token?;
+    if let Some(listen) = listen.filter(|address| !address.ip().is_loopback() && token.is_none()) {
+        let right = format!(
+            "want a secret, because admin.listen ({listen}) is open to other machines, and whoever asks there \
+             can stop the node"
+        );
+        return Err(s.refuse_unshown("token", right));
+    }
+    Ok(Admin { listen, token })
 }
 
 fn redis(s: &mut Section<'_>, message_bytes_max: Option<usize>) -> Read<Option<Redis>> {

@@ -104,7 +104,7 @@ fn values_that_are_wrong() {
         ("limits", "max_attachments", "1001", "from 0 to 1000"),
         ("limits", "max_json_depth", "0", "from 1 to 1000"),
         ("stage", "max_bytes", "4096", "at least limits.max_message_bytes (1000000)"),
-        ("drain", "deadline", r#""4s""#, "at least drain.spread (5s)"),
+        ("drain", "deadline", r#""4s""#, "drain.spread together (5s)"),
         ("admin", "listen", r#""0.0.0.0:5000""#, "another port than server.listen"),
         ("admin", "listen", r#""127.0.0.1:5000""#, "another port than server.listen"),
         ("log", "filter", r#""a=b=c""#, "want a level"),
@@ -374,7 +374,7 @@ fn all_mistakes_are_reported_at_once() {
             &["server.path:"],
             &["session.ping_interval:"],
             &["session.x:"],
-            &["drain.deadline:", "drain.spread (30s)", r#"got "25s" (built-in default)"#],
+            &["drain.deadline:", "drain.spread together (30s)", r#"got "25s" (built-in default)"#],
             &["log.format:"],
             &[r#"event[0] "error": name:"#],
             &[r#"event[1] "b": to:"#],
@@ -455,9 +455,18 @@ fn an_admin_address_may_share_the_port_only_where_it_does_not_collide() {
         ("127.0.0.1:5000", "127.0.0.2:5000"),
         ("0.0.0.0:5000", "0.0.0.0:5001"),
     ] {
-        let flags = [("server.listen", public), ("admin.listen", admin)];
+        let flags = [("server.listen", public), ("admin.listen", admin), ("admin.token", "t")];
         assert!(load("", &[], &flags).is_ok(), "{public} {admin}");
     }
+}
+
+#[test]
+fn an_admin_address_that_others_reach_needs_a_token() {
+    let listen = ("admin.listen", "0.0.0.0:9464");
+    let error = load("", &[], &[listen]).unwrap_err().to_string();
+    assert!(error.contains("admin.token: want a secret"), "{error}");
+    assert!(load("", &[], &[listen, ("admin.token", "t")]).is_ok());
+    assert!(load("", &[], &[("admin.listen", "[::1]:9464")]).is_ok());
 }
 
 #[test]

@@ -2,13 +2,13 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     process::{Child, Command, Output, Stdio},
 };
 
 use serde_json::json;
 
-use crate::client::Client;
+use crate::{client::Client, harness::get};
 
 fn antiphon(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_antiphon"));
@@ -134,8 +134,7 @@ async fn a_newcomer_sees_where_it_serves_and_who_comes_and_goes() {
     {
         assert!(start.contains(part), "{part}: {start}");
     }
-    let address = start.split("http://").nth(1).and_then(|rest| rest.split("/socket.io").next());
-    let address = address.expect("the address").parse().expect("an address");
+    let (address, _) = addresses(&start);
     let mut client = Client::connect(address).await;
     client.ask(1, json!(["chat_message", "a secret between friends"])).await;
     client.leave().await;
@@ -154,6 +153,39 @@ async fn a_newcomer_sees_where_it_serves_and_who_comes_and_goes() {
         assert!(log.contains(part), "{part}: {log}");
     }
     assert!(!log.contains("friends"), "no payload in the log: {log}");
+}
+
+/// Where clients and operators ask, by what a node says when it starts.
+fn addresses(start: &str) -> (SocketAddr, SocketAddr) {
+    let after = |what: &str, until: char| {
+        let rest = start.split(what).nth(1).expect("it says so");
+        rest.split(until).next().expect("an end").parse().expect("an address")
+    };
+    (after("Socket.IO at http://", '/'), after("admin=\"http://", '"'))
+}
+
+#[tokio::test]
+async fn what_is_logged_can_be_changed_while_it_runs() {
+    let (node, mut lines, start) =
+        Running::start(&["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    let (address, admin) = addresses(&start);
+    let url = format!("http://{admin}/log");
+    let put = async |filter: &'static str| {
+        let answer = reqwest::Client::new().put(&url).body(filter).send().await.expect("an answer");
+        (answer.status().as_u16(), answer.text().await.expect("a body"))
+    };
+    assert_eq!(get(admin, "/log").await, (200, "info\n".to_owned()));
+    let (status, why) = put("a=b=c").await;
+    assert!(status == 400 && why.contains("want a level"), "{status} {why}");
+    assert_eq!(put("debug").await.0, 200);
+    assert_eq!(get(admin, "/log").await, (200, "debug\n".to_owned()));
+    let mut client = Client::connect(address).await;
+    client.ask(1, json!(["chat_message", "x"])).await;
+    let mut log = String::new();
+    while !log.contains("event=\"chat_message\"") {
+        assert!(lines.read_line(&mut log).expect("UTF-8") > 0, "{log}");
+    }
+    drop(node);
 }
 
 #[tokio::test]

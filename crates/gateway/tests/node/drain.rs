@@ -62,7 +62,7 @@ async fn a_draining_node_is_unready_and_sends_newcomers_elsewhere() {
     node.shutdown.drain.cancel();
     node.until("antiphon_gateway_draining ", 1.0).await;
     let (status, body) = get(node.admin, "/readyz").await;
-    assert_eq!((status, &*body), (503, r#"{"ready":false,"conditions":{"not_draining":false}}"#));
+    assert!(status == 503 && body.contains(r#""not_draining":false"#), "{status} {body}");
     assert_eq!(get(node.admin, "/healthz").await.0, 200, "unready is not dead");
 
     let url = format!("http://{}/socket.io/?EIO=4&transport=polling", node.address);

@@ -1,0 +1,190 @@
+//! Whether the node is alive, and whether clients may be sent to it.
+//!
+//! Alive is what makes progress: the runtime runs tasks, and the stage gets on with what it holds. Who is not is
+//! better started anew. Ready is who may get clients; a node that is not may well be fine, and serves those it has.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use antiphon_metrics::GatewayMetrics;
+use serde::Serialize;
+
+use crate::{cluster::BusWatch, handshake::Gate};
+
+/// How often the runtime shows that it runs.
+const BEAT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Without progress for so long the node counts as stuck: far above the largest fan-out, far below a user's patience.
+const STUCK_AFTER: Duration = Duration::from_secs(15);
+
+/// Of what the stage may hold, how much makes it overloaded: new clients would only add to it.
+const OVERLOADED_PERCENT: i64 = 90;
+
+/// When something last made progress.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    start: Instant,
+    last_ms: AtomicU64,
+}
+
+impl Pulse {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { start: Instant::now(), last_ms: AtomicU64::new(0) })
+    }
+
+    pub(crate) fn beat(&self) {
+        self.last_ms.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    fn age(&self) -> Duration {
+        let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
+        self.start.elapsed().saturating_sub(last)
+    }
+}
+
+/// Beats for as long as the runtime runs tasks.
+pub(crate) async fn beat(pulse: Arc<Pulse>) {
+    let mut ticks = tokio::time::interval(BEAT_INTERVAL);
+    loop {
+        ticks.tick().await;
+        pulse.beat();
+    }
+}
+
+/// What there is to know about the node's health.
+#[derive(Clone)]
+pub(crate) struct Health {
+    pub(crate) runtime: Arc<Pulse>,
+    pub(crate) stage: Arc<Pulse>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) bus: Option<BusWatch>,
+    pub(crate) metrics: Arc<GatewayMetrics>,
+}
+
+/// Whether a balancer should send clients here, and what speaks against it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Readiness {
+    pub(crate) ready: bool,
+    conditions: Conditions,
+    /// One text for each condition that is false.
+    why_not: Vec<&'static str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Conditions {
+    /// It takes connections, and once it has been told to join a cluster, it has.
+    started: bool,
+    not_draining: bool,
+    not_overloaded: bool,
+    /// Peers are reached and heard; not there without peers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bus: Option<bool>,
+}
+
+impl Health {
+    /// What is stuck, and for how long; `None` if the node is alive.
+    pub(crate) fn stuck(&self) -> Option<String> {
+        let runtime = self.runtime.age();
+        if runtime > STUCK_AFTER {
+            return Some(format!("no task has run for {} s", runtime.as_secs()));
+        }
+        let stage = self.stage.age();
+        let holds = self.metrics.stage_events.get();
+        (holds > 0 && stage > STUCK_AFTER).then(|| {
+            format!("{holds} events are held, and none was delivered for {} s", stage.as_secs())
+        })
+    }
+
+    pub(crate) fn readiness(&self) -> Readiness {
+        let (started, bus) = match &self.bus {
+            Some(bus) => (bus.was_well(), Some(bus.is_well())),
+            None => (true, None),
+        };
+        let conditions = Conditions {
+            started,
+            not_draining: !self.gate.is_leaving(),
+            not_overloaded: !self.is_overloaded(),
+            bus,
+        };
+        let why_not = [
+            (!conditions.started).then_some("it has not reached its peers since it was started"),
+            (!conditions.not_draining).then_some("it is shutting down"),
+            (!conditions.not_overloaded).then_some("it holds nearly as many events as it may"),
+            self.bus.as_ref().and_then(BusWatch::complaint),
+        ];
+        let ready = conditions.not_draining
+            && conditions.not_overloaded
+            && self.bus.as_ref().is_none_or(BusWatch::allows);
+        self.metrics.ready.set(ready.into());
+        Readiness { ready, conditions, why_not: why_not.into_iter().flatten().collect() }
+    }
+
+    fn is_overloaded(&self) -> bool {
+        let metrics = &self.metrics;
+        let near = |held: i64, max: i64| held >= max / 100 * OVERLOADED_PERCENT;
+        near(metrics.stage_events.get(), metrics.stage_events_max.get())
+            || near(metrics.stage_bytes.get(), metrics.stage_bytes_max.get())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Config, sessions::Sessions};
+    use antiphon_metrics::Registry;
+
+    fn long_ago() -> Arc<Pulse> {
+        let start =
+            Instant::now().checked_sub(STUCK_AFTER * 2).expect("the machine is up for longer");
+        Arc::new(Pulse { start, last_ms: AtomicU64::new(0) })
+    }
+
+    fn health() -> Health {
+        let metrics = Arc::new(GatewayMetrics::register(&Registry::new()).expect("new"));
+        let (sessions, _) = Sessions::new(1, Arc::clone(&metrics));
+        let gate = Gate::new(Arc::new(Config::embedded()), Arc::clone(&metrics), sessions);
+        metrics.stage_events_max.set(1000);
+        metrics.stage_bytes_max.set(1000);
+        Health {
+            runtime: Pulse::new(),
+            stage: Pulse::new(),
+            gate: Arc::new(gate),
+            bus: None,
+            metrics,
+        }
+    }
+
+    #[test]
+    fn what_makes_no_progress_is_stuck() {
+        let health = health();
+        assert_eq!(health.stuck(), None);
+        let runtime = Health { runtime: long_ago(), ..health.clone() };
+        assert!(runtime.stuck().is_some_and(|what| what.contains("no task has run")));
+        runtime.runtime.beat();
+        assert_eq!(runtime.stuck(), None);
+        let stage = Health { stage: long_ago(), ..health };
+        assert_eq!(stage.stuck(), None, "there is nothing to get on with");
+        stage.metrics.stage_events.set(7);
+        assert!(stage.stuck().is_some_and(|what| what.contains("7 events are held")));
+    }
+
+    #[test]
+    fn a_node_that_holds_nearly_all_it_may_wants_no_more_clients() {
+        let health = health();
+        assert!(health.readiness().ready);
+        health.metrics.stage_bytes.set(899);
+        assert!(health.readiness().ready);
+        health.metrics.stage_bytes.set(900);
+        let readiness = health.readiness();
+        assert!(!readiness.ready && readiness.why_not.len() == 1, "{readiness:?}");
+        assert_eq!(health.metrics.ready.get(), 0);
+        health.metrics.stage_bytes.set(0);
+        health.gate.leave();
+        assert!(!health.readiness().ready && !health.readiness().conditions.not_draining);
+    }
+}
