@@ -88,6 +88,8 @@ pub struct Update {
     pub gone: u32,
     /// Deliveries that there should be, of all messages sent so far.
     pub due: u64,
+    /// Whether all that was due until the end of sending has been sent, so that `due` will not rise any more.
+    pub sent_all: bool,
     /// Deliveries that there were, each once.
     pub delivered: u64,
     /// Messages missing before ones that are here.

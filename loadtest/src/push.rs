@@ -86,6 +86,8 @@ impl Publisher {
                 let sent =
                     published.sent.iter().map(|(_, sent)| u64::from(sent.count)).sum::<u64>();
                 update.due = sent * u64::from(plan.clients);
+                let until_us = self.control.send_until.load(Ordering::Relaxed);
+                update.sent_all = now_us >= until_us && heads.len() < BATCH_MAX;
                 // A coordinator that is behind hears it next time.
                 if self.updates.try_send(update.clone()).is_ok() {
                     update.seconds.clear();

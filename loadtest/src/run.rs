@@ -147,6 +147,7 @@ struct Sum {
     connected: u32,
     arrived: u32,
     gone: u32,
+    sent_all: bool,
     due: u64,
     delivered: u64,
     missing: u64,
@@ -290,14 +291,15 @@ impl Course {
         let deadline_us = ended_us + self.plan.grace.as_micros() as u64;
         let faults_deadline_us = ended_us + FAULTS_PATIENCE.as_micros() as u64;
         let interrupted = self.ended_early;
-        // What the workers tell now is of after the end only when it was told after it.
+        // What comes twice may come a moment after all is there.
         let settled_us = ended_us + 6 * TURN.as_micros() as u64;
         loop {
             self.take_updates();
             let now_us = self.clock.now_us();
             let sum = self.sum();
             let back = sum.connected + sum.gone == self.plan.clients;
-            let complete = (sum.delivered >= sum.due && back) || now_us >= deadline_us;
+            let arrived = sum.sent_all && sum.delivered >= sum.due;
+            let complete = (arrived && back) || now_us >= deadline_us;
             let quiet = !self.faults.are_running() || now_us >= faults_deadline_us;
             let impatient = stop.load(Ordering::Relaxed) && !interrupted;
             self.ended_early |= impatient;
@@ -329,7 +331,12 @@ impl Course {
     }
 
     fn sum(&self) -> Sum {
-        let mut sum = Sum::default();
+        let (publisher, workers) = self.known.split_last().expect("there is one for the publisher");
+        let mut sum = Sum {
+            sent_all: workers.iter().all(|worker| worker.sent_all)
+                && (publisher.sent_all || self.publisher.is_none()),
+            ..Sum::default()
+        };
         for update in &self.known {
             sum.connected += update.connected;
             sum.arrived += update.arrived;

@@ -126,6 +126,7 @@ pub struct Worker {
     pub(super) connect_failures: u64,
     due: u64,
     update: Update,
+    told_sent_all: bool,
     next_update_us: u64,
     storm_done: bool,
     paused: Option<bool>,
@@ -218,6 +219,7 @@ impl Worker {
             connect_failures: 0,
             due: 0,
             update: Update { worker: index, ..Update::default() },
+            told_sent_all: false,
             next_update_us: 0,
             storm_done: false,
             paused: None,
@@ -240,7 +242,7 @@ impl Worker {
             self.timers_due(now_us);
             let late = self.send_due(now_us);
             self.flush_all();
-            self.tell(now_us);
+            self.tell(now_us, late);
             let timeout = self.sleep(late || !self.unread.is_empty())?;
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
@@ -435,7 +437,8 @@ impl Worker {
     }
 
     /// Tells how things are, when it is time. A coordinator that is behind hears it later, with what came up since.
-    fn tell(&mut self, now_us: u64) {
+    /// `late`: there is more to send than there was time for.
+    fn tell(&mut self, now_us: u64, late: bool) {
         let count_from_us = self.intake.count_from_us;
         if now_us >= count_from_us {
             let index = (now_us - count_from_us) / 1_000_000;
@@ -444,12 +447,14 @@ impl Worker {
                 self.next_update_us = now_us;
             }
         }
-        if now_us < self.next_update_us {
+        let until_us = self.control.send_until.load(Ordering::Relaxed);
+        let sent_all = now_us >= until_us && !late;
+        // That nothing more is sent is waited for.
+        if now_us < self.next_update_us && sent_all == self.told_sent_all {
             return;
         }
-        let sending = (self.control.send_from.load(Ordering::Relaxed)
-            ..self.control.send_until.load(Ordering::Relaxed))
-            .contains(&now_us);
+        let sending =
+            (self.control.send_from.load(Ordering::Relaxed)..until_us).contains(&now_us);
         self.next_update_us = now_us + if sending { 1_000_000 } else { UPDATE_US };
         if sending {
             self.wake_the_stuck(now_us);
@@ -458,12 +463,13 @@ impl Worker {
         self.update.arrived = self.arrived;
         self.update.gone = self.gone;
         self.update.due = self.due;
+        self.update.sent_all = sent_all;
         self.update.delivered = self.intake.unique;
         self.update.missing = self.intake.ledger.missing();
         self.update.connect_failures = self.connect_failures;
         let next = Update { worker: self.index, ..Update::default() };
         match self.updates.try_send(std::mem::replace(&mut self.update, next)) {
-            Ok(()) => {}
+            Ok(()) => self.told_sent_all = sent_all,
             Err(TrySendError::Full(update) | TrySendError::Disconnected(update)) => {
                 self.update = update;
             }

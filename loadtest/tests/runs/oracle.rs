@@ -114,6 +114,17 @@ fn latency_counts_from_the_planned_time() {
 }
 
 #[test]
+fn what_is_on_its_way_at_the_end_is_waited_for() {
+    // The second message is due after 1.1 s and held for as long as the run goes on, and some more.
+    let server = Server::start(Mischief::Delay(Duration::from_millis(700)));
+    let mut one = flags(&server.url);
+    (one.senders, one.rate) = (Some("1".into()), Some("0.9".into()));
+    (one.duration, one.grace) = (Some("1300ms".into()), Some("10s".into()));
+    let report = run(&one);
+    assert_eq!((report.totals.sent, report.totals.lost), (2, 0), "{}", report.table());
+}
+
+#[test]
 fn a_client_closed_is_not_a_loss_but_a_disconnect() {
     let server = Server::start(Mischief::Close(20));
     let mut patient = flags(&server.url);
