@@ -108,8 +108,16 @@ struct Watched {
     name: String,
     at_start: Usage,
     at_count: Usage,
+    at_end: Usage,
     last: Usage,
     rss_max_bytes: u64,
+}
+
+impl Watched {
+    /// A process that has gone uses nothing any more, and keeps what it has used.
+    fn usage(&self) -> Usage {
+        procs::usage(self.pid).unwrap_or(Usage { rss_bytes: 0, ..self.last })
+    }
 }
 
 /// Not all clients could connect.
@@ -131,6 +139,7 @@ struct Course {
     watched: Vec<Watched>,
     own: Usage,
     sampled_us: u64,
+    sample_due_us: u64,
     last_sample: Vec<(f64, u64)>,
     books_before: Vec<Counters>,
     books_after: Vec<Result<Counters, String>>,
@@ -165,7 +174,8 @@ impl Course {
             let usage =
                 usage.ok_or_else(|| RunError::Target(format!("--pid {pid}: no such process")))?;
             let name = procs::name(pid).unwrap_or_default();
-            Ok(Watched { pid, name, at_start: usage, last: usage, ..Watched::default() })
+            let (at_start, at_count, last) = (usage, usage, usage);
+            Ok(Watched { pid, name, at_start, at_count, last, ..Watched::default() })
         });
         let watched = watched.collect::<Result<_, RunError>>()?;
         let publisher = Publisher::new(plan.clone(), control.clone(), sender.clone(), clock, run)
@@ -182,6 +192,7 @@ impl Course {
             watched,
             own: Usage::default(),
             sampled_us: 0,
+            sample_due_us: 0,
             last_sample: Vec::new(),
             books_before: Vec::new(),
             books_after: Vec::new(),
@@ -257,23 +268,26 @@ impl Course {
             if stop.load(Ordering::Relaxed) && !self.ended_early {
                 self.ended_early = true;
             }
-            if now_us >= until_us || self.ended_early {
-                self.control.send_until.store(now_us.min(until_us), Ordering::Relaxed);
-                self.measured_us = now_us.min(until_us).saturating_sub(count_from_us);
-                self.sample();
-                return count_from_us;
-            }
             if now_us >= count_from_us && !counting {
                 counting = true;
                 self.started = SystemTime::now();
-                self.sampled_us = 0;
+                self.sample_due_us = now_us;
                 self.sample();
+                self.sample_due_us = count_from_us + 1_000_000;
                 self.own = procs::usage(std::process::id()).unwrap_or_default();
                 self.watched.iter_mut().for_each(|watched| watched.at_count = watched.last);
             }
             if counting {
                 self.faults.step(now_us - count_from_us);
                 self.sample_second(count_from_us);
+            }
+            if now_us >= until_us || self.ended_early {
+                self.control.send_until.store(now_us.min(until_us), Ordering::Relaxed);
+                self.measured_us = now_us.min(until_us).saturating_sub(count_from_us);
+                self.watched.iter_mut().for_each(|watched| watched.at_end = watched.usage());
+                return count_from_us;
+            }
+            if counting {
                 let progress = ((now_us - count_from_us) as f64 / 1e6, plan.duration.as_secs_f64());
                 live.show(&self.glance("measuring", Some(progress)));
             } else {
@@ -349,19 +363,17 @@ impl Course {
         sum
     }
 
-    /// CPU and memory, if the last time is long enough ago; whether it was.
+    /// CPU and memory, if it is time; whether it was.
     fn sample(&mut self) -> bool {
         let now_us = self.clock.now_us();
+        let Some(behind_us) = now_us.checked_sub(self.sample_due_us) else { return false };
+        // Counted from when it was due, so that it does not drift past a whole second in a long run.
+        self.sample_due_us += (behind_us / 1_000_000 + 1) * 1_000_000;
         let over_us = now_us - self.sampled_us;
-        if self.sampled_us != 0 && over_us < 1_000_000 {
-            return false;
-        }
         self.sampled_us = now_us;
         self.last_sample.clear();
         for watched in &mut self.watched {
-            // A process that has gone uses nothing any more, and keeps what it has used.
-            let gone = Usage { rss_bytes: 0, ..watched.last };
-            let usage = procs::usage(watched.pid).unwrap_or(gone);
+            let usage = watched.usage();
             let cpu = (usage.cpu_s - watched.last.cpu_s) * 1e6 / over_us as f64;
             watched.last = usage;
             let highest = procs::rss_max_bytes(watched.pid).unwrap_or(0);
@@ -379,9 +391,9 @@ impl Course {
         let own = procs::usage(std::process::id()).unwrap_or_default();
         let client_cpu = own.cpu_s - self.own.cpu_s;
         self.own = own;
-        let index = (self.clock.now_us() - count_from_us) / 1_000_000;
-        // The sample is of the second that has just ended.
-        let Some(index) = index.checked_sub(1) else { return };
+        // The sample is of the second that has just ended. Who ends it in the warm-up has none.
+        let seconds = self.clock.now_us().checked_sub(count_from_us).map(|us| us / 1_000_000);
+        let Some(index) = seconds.and_then(|seconds| seconds.checked_sub(1)) else { return };
         let connected = self.sum().connected;
         let of = self.watched.iter().zip(&self.last_sample);
         let servers =
@@ -570,14 +582,14 @@ impl Seen {
 
     fn servers(&self, delivered: u64) -> Vec<ServerCost> {
         let cost = |watched: &Watched| {
-            let cpu_s = watched.last.cpu_s - watched.at_count.cpu_s;
+            let cpu_s = watched.at_end.cpu_s - watched.at_count.cpu_s;
             ServerCost {
                 pid: watched.pid,
                 name: watched.name.clone(),
                 cpu_s,
                 cpu_us_per_delivery: cpu_s * 1e6 / (delivered.max(1) as f64),
                 rss_start_bytes: watched.at_start.rss_bytes,
-                rss_end_bytes: watched.last.rss_bytes,
+                rss_end_bytes: watched.at_end.rss_bytes,
                 rss_max_bytes: watched.rss_max_bytes,
             }
         };

@@ -131,6 +131,7 @@ pub struct Worker {
     storm_done: bool,
     paused: Option<bool>,
     cpu_from: Option<Duration>,
+    cpu_until: Option<Duration>,
     pub(super) rng: fastrand::Rng,
 }
 
@@ -224,6 +225,7 @@ impl Worker {
             storm_done: false,
             paused: None,
             cpu_from: None,
+            cpu_until: None,
             rng: fastrand::Rng::with_seed(plan.seed ^ index as u64),
             plan,
         })
@@ -290,7 +292,7 @@ impl Worker {
     fn outcome(mut self) -> Outcome {
         let receivers = self.clients.iter().map(|client| client.receiver.index).collect();
         if let Some(from) = self.cpu_from {
-            self.intake.counts.cpu = thread_cpu() - from;
+            self.intake.counts.cpu = self.cpu_until.unwrap_or_else(thread_cpu) - from;
         }
         Outcome {
             ledger: (self.intake.ledger, receivers),
@@ -329,6 +331,9 @@ impl Worker {
             self.cpu_from = Some(thread_cpu());
             // What came before was the warm-up.
             self.intake.second = Second::default();
+        }
+        if self.cpu_until.is_none() && now_us >= self.control.send_until.load(Ordering::Relaxed) {
+            self.cpu_until = Some(thread_cpu());
         }
         let since_us = now_us - count_from_us;
         let plan = self.plan.clone();
@@ -392,7 +397,12 @@ impl Worker {
                 if !self.emit(at, now_us, now_us) {
                     break;
                 }
-                self.senders[at].in_flight += 1;
+                let sender = &mut self.senders[at];
+                if sender.in_flight == 0 {
+                    // Nothing is stuck before it has been sent.
+                    sender.moved_us = now_us;
+                }
+                sender.in_flight += 1;
             }
         }
         false

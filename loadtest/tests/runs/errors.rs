@@ -205,6 +205,34 @@ fn faults_are_run_at_their_time_and_reported() {
 }
 
 #[test]
+fn a_server_is_measured_from_the_beginning_to_the_end_and_no_longer() {
+    // It works only while it is measured: from the first command on, until the last, which is due at the very end.
+    let busy = "kill -STOP $$; while :; do :; done";
+    let mut child = Command::new("sh").args(["-c", busy]).spawn().unwrap();
+    let pid = child.id();
+    let is_stopped =
+        || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") T "));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !is_stopped() {
+        assert!(std::time::Instant::now() < deadline, "it does not stop");
+        std::thread::yield_now();
+    }
+    let server = Server::start(Mischief::None);
+    let mut flags = crate::server::flags(&server.url);
+    flags.duration = Some("1900ms".into());
+    flags.pids = vec![pid];
+    flags.at = vec![format!("0s kill -CONT {pid}"), format!("1900ms kill -STOP {pid}")];
+    let report = crate::server::run(&flags);
+    let worked_s = antiphon_loadtest::procs::usage(pid).unwrap().cpu_s;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let exits: Vec<_> = report.faults.iter().map(|fault| fault.exit).collect();
+    assert_eq!(exits, [Some(0), Some(0)]);
+    let cpu_s = report.servers[0].cpu_s;
+    assert!(cpu_s > 0.8 * worked_s && cpu_s < 1.2 * worked_s, "{cpu_s} of {worked_s}");
+}
+
+#[test]
 fn ctrl_c_ends_early_with_a_report() {
     let server = Server::start(Mischief::None);
     let flags = ["--url", &server.url, "--clients", "5", "--senders", "1", "--warm-up", "0s"];
