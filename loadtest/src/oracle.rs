@@ -9,6 +9,9 @@
 //!   came after it on that connection, and it was sent no longer before than a dead connection may go unnoticed),
 //!   or was sent before the receiver was back;
 //! * its *sender's* connection ended, and the missing ones are the last that went out on it.
+//!
+//! Of what is lost, [`Unheard`] is what may have been lost between servers, which [`crate::books`] compares with what
+//! these say of it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -54,6 +57,8 @@ pub struct Scope {
     pub first_stream: u32,
     /// Where the flow's places begin in each receiver's part of the ledger.
     pub offset: u32,
+    /// Whether the senders are none of the clients, and connected to no server.
+    pub outside: bool,
 }
 
 impl Scope {
@@ -341,6 +346,18 @@ impl Culprits {
     }
 }
 
+/// Which of several servers a client connects to: the sum of its number's digits, in their base. Of any such many
+/// neighbours each has another one, and so have those that share a room, which are as far apart as there are rooms:
+/// their remainder by the number of servers may be the same for all.
+pub fn server_of(client: u32, servers: usize) -> usize {
+    let (mut rest, mut sum) = (client as usize, 0);
+    while servers > 1 && rest > 0 {
+        sum += rest % servers;
+        rest /= servers;
+    }
+    sum % servers
+}
+
 /// All that was seen in a run.
 #[derive(Debug)]
 pub struct Evidence<'a> {
@@ -354,7 +371,7 @@ pub struct Evidence<'a> {
     pub ledgers: &'a [(Ledger, Vec<u32>)],
     /// When clients were away.
     pub absences: &'a [Absence],
-    /// How many servers there are; client `c` is with server `c` modulo this.
+    /// How many servers there are; which client is where says [`server_of`].
     pub targets: usize,
     /// When sending that counts began; seconds are counted from there.
     pub counted_from_us: u64,
@@ -373,12 +390,24 @@ pub struct Judgement {
     pub not_connected: BTreeMap<String, u64>,
     /// The same by target, and of all messages, the warm-up's too.
     pub not_connected_ever: Vec<u64>,
+    /// By target: what may be lost because that server did not hear of it.
+    pub unheard: Vec<Vec<Unheard>>,
     /// Messages that the server refused.
     pub refused: u64,
     /// Numbers that arrived and that nobody has sent.
     pub never_sent: u64,
     /// Who missed what.
     pub culprits: Culprits,
+}
+
+/// Messages in a row that came to none of one server's clients, although some of these should have got them, and whose
+/// sender is not one of them. What only some of them missed, their server has heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unheard {
+    /// How many messages, the warm-up's too.
+    pub messages: u32,
+    /// Deliveries of each that are lost; 0 if it does not count.
+    pub lost_each: u32,
 }
 
 /// A part of a stream that one receiver has not got.
@@ -410,14 +439,87 @@ pub fn judge(evidence: &Evidence<'_>) -> Judgement {
     for absence in evidence.absences {
         absences.entry(absence.client).or_default().push(absence);
     }
+    let mut lost: HashMap<Audience, Vec<Range<u32>>> = HashMap::new();
     for missing in &missing {
         let absences = absences.get(&missing.receiver).map_or(&[][..], |list| list);
         let stream = (evidence.scopes[missing.scope].first_stream + missing.sender) as usize;
         let refused = refused.get(&stream).map_or(&[][..], |list| list);
-        classify(evidence, missing, absences, refused, &mut judgement);
+        let parts = classify(evidence, missing, absences, refused, &mut judgement);
+        if !parts.is_empty() {
+            lost.entry(missing.audience(evidence)).or_default().extend(parts);
+        }
     }
     judgement.lost += evidence.ledgers.iter().map(|(ledger, _)| ledger.given_up).sum::<u64>();
+    judgement.unheard = find_unheard(evidence, &missing, &lost);
     judgement
+}
+
+/// The clients of one target, as far as they hear one sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Audience {
+    scope: usize,
+    sender: u32,
+    target: usize,
+}
+
+impl Audience {
+    /// How many they are; 0 if the sender is a client of the same target.
+    fn of_strangers(&self, evidence: &Evidence<'_>) -> i64 {
+        let scope = &evidence.scopes[self.scope];
+        let is_there = |client: u32| server_of(client, evidence.targets) == self.target;
+        if is_there(scope.first_client + self.sender) && !scope.outside {
+            return 0;
+        }
+        let hears = |client: &u32| scope.place(*client, self.sender).is_some() && is_there(*client);
+        (0..evidence.clients).filter(hears).count() as i64
+    }
+}
+
+impl Missing {
+    fn audience(&self, evidence: &Evidence<'_>) -> Audience {
+        let target = server_of(self.receiver, evidence.targets);
+        Audience { scope: self.scope, sender: self.sender, target }
+    }
+}
+
+/// Of what is lost, what nobody got of a whole audience that is not connected to the sender's server.
+fn find_unheard(
+    evidence: &Evidence<'_>,
+    missing: &[Missing],
+    lost: &HashMap<Audience, Vec<Range<u32>>>,
+) -> Vec<Vec<Unheard>> {
+    // Where, in the numbers of a stream, one more or one less has it missing, and lost.
+    let mut edges: HashMap<Audience, Vec<(u32, i64, i64)>> = HashMap::new();
+    for (audience, parts) in lost {
+        let both = parts.iter().flat_map(|part| [(part.start, 0, 1), (part.end, 0, -1)]);
+        edges.entry(*audience).or_default().extend(both);
+    }
+    for missing in missing {
+        if let Some(edges) = edges.get_mut(&missing.audience(evidence)) {
+            edges.extend([(missing.numbers.start, 1, 0), (missing.numbers.end, -1, 0)]);
+        }
+    }
+    let mut unheard = vec![Vec::new(); evidence.targets];
+    for (audience, mut edges) in edges {
+        let strangers = audience.of_strangers(evidence);
+        let stream = evidence.scopes[audience.scope].first_stream + audience.sender;
+        let sent = &evidence.sent[stream as usize];
+        let first_counted = sent.first_counted.unwrap_or(sent.count);
+        edges.push((first_counted, 0, 0));
+        edges.sort_unstable();
+        let (mut missing, mut lost) = (0, 0);
+        for pair in edges.windows(2) {
+            let (from, until) = (pair[0].0, pair[1].0);
+            missing += pair[0].1;
+            lost += pair[0].2;
+            if from < until && lost > 0 && missing == strangers {
+                let lost_each = if from < first_counted { 0 } else { lost as u32 };
+                let messages = until - from;
+                unheard[audience.target].push(Unheard { messages, lost_each });
+            }
+        }
+    }
+    unheard
 }
 
 fn streams<'a>(evidence: &'a Evidence<'_>) -> impl Iterator<Item = (&'a Scope, u32, usize)> {
@@ -488,13 +590,14 @@ fn find_refused(evidence: &Evidence<'_>, missing: &[Missing]) -> HashMap<usize, 
     refused
 }
 
+/// What is lost of it, the warm-up's too.
 fn classify(
     evidence: &Evidence<'_>,
     missing: &Missing,
     absences: &[&Absence],
     refused: &[Range<u32>],
     judgement: &mut Judgement,
-) {
+) -> Vec<Range<u32>> {
     let scope = &evidence.scopes[missing.scope];
     let sent = &evidence.sent[(scope.first_stream + missing.sender) as usize];
     let counted = sent.first_counted.unwrap_or(sent.count)..sent.count;
@@ -504,8 +607,8 @@ fn classify(
     }
     let mut excuse = |numbers: Range<u32>, reason: &str, rest: &mut Vec<Range<u32>>| {
         let excused = subtract(rest, &numbers);
-        judgement.not_connected_ever[missing.receiver as usize % evidence.targets] +=
-            total(&excused);
+        let target = server_of(missing.receiver, evidence.targets);
+        judgement.not_connected_ever[target] += total(&excused);
         let count: u64 = excused.iter().map(|part| clip(part, &counted).len() as u64).sum();
         if count > 0 {
             *judgement.not_connected.entry(reason.to_owned()).or_default() += count;
@@ -534,6 +637,7 @@ fn classify(
             at = next;
         }
     }
+    rest
 }
 
 fn clip(part: &Range<u32>, to: &Range<u32>) -> Range<u32> {
@@ -582,6 +686,7 @@ mod tests {
         sent: Sent,
         ledger: Ledger,
         absences: Vec<Absence>,
+        targets: usize,
     }
 
     impl World {
@@ -592,13 +697,14 @@ mod tests {
                 first_client: 0,
                 first_stream: 0,
                 offset: 0,
+                outside: false,
             };
             let mut sent = Sent::default();
             (0..messages).for_each(|number| {
                 sent.take_number(Self::sent_us(number), true);
             });
             let ledger = Ledger::new(clients as usize, 1);
-            Self { scopes: [scope], clients, sent, ledger, absences: Vec::new() }
+            Self { scopes: [scope], clients, sent, ledger, absences: Vec::new(), targets: 1 }
         }
 
         fn sent_us(number: u32) -> u64 {
@@ -632,7 +738,7 @@ mod tests {
                 sent: &[self.sent],
                 ledgers: &[(self.ledger, (0..self.clients).collect())],
                 absences: &self.absences,
-                targets: 1,
+                targets: self.targets,
                 counted_from_us: 0,
             })
         }
@@ -701,7 +807,8 @@ mod tests {
                 3 => Hears::Room { rooms, sender_too: true },
                 _ => Hears::Room { rooms, sender_too: false },
             };
-            let scope = Scope { hears, senders, first_client, first_stream: 0, offset: 3 };
+            let scope =
+                Scope { hears, senders, first_client, first_stream: 0, offset: 3, outside: false };
             let mut audience = vec![0; senders as usize];
             for receiver in 0..clients {
                 let heard: Vec<u32> =
@@ -793,6 +900,63 @@ mod tests {
         world.deliver(0, (0..10).chain(11..47).chain(50..100));
         let judgement = world.judge();
         assert_eq!((judgement.lost, judgement.not_connected_ever[0]), (1, 3));
+    }
+
+    #[test]
+    fn clients_of_a_room_are_not_all_on_one_server() {
+        for servers in 1..=5usize {
+            for client in (0..1000).step_by(servers) {
+                let mut there: Vec<_> =
+                    (client..client + servers as u32).map(|c| server_of(c, servers)).collect();
+                there.sort_unstable();
+                assert_eq!(there, (0..servers).collect::<Vec<_>>());
+            }
+            for (rooms, room) in [(10, 0), (100, 7), (200, 130), (64, 1), (60, 59)] {
+                let there = (0..40).map(|k| server_of(room + rooms * k, servers));
+                let there: std::collections::HashSet<_> = there.collect();
+                assert_eq!(there.len() > 1, servers > 1, "{rooms} rooms on {servers} servers");
+            }
+        }
+    }
+
+    /// Six clients on two servers: 0 (which sends), 3 and 5 on one, 1, 2 and 4 on the other.
+    #[track_caller]
+    fn check_unheard(missed: [&[u32]; 6], away: bool, outside: bool, expected: [&[(u32, u32)]; 2]) {
+        let mut world = World::new(6, 100);
+        world.targets = 2;
+        world.scopes[0].outside = outside;
+        world.sent.first_counted = Some(20);
+        for (client, missed) in missed.iter().enumerate() {
+            world.deliver(client, (0..100).filter(|number| !missed.contains(number)));
+        }
+        if away {
+            world.away(2, 48, World::sent_us(52));
+        }
+        let mut unheard = world.judge().unheard;
+        for (unheard, expected) in unheard.iter_mut().zip(expected) {
+            unheard.sort_by_key(|unheard| (unheard.lost_each, unheard.messages));
+            let found: Vec<_> = unheard.iter().map(|u| (u.messages, u.lost_each)).collect();
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn what_none_of_another_servers_clients_got_may_be_lost_between_servers() {
+        let (none, two): (&[u32], &[u32]) = (&[], &[50, 51]);
+        check_unheard([none, two, two, none, two, none], false, false, [&[], &[(2, 3)]]);
+        // One of them got 51; and the warm-up's does not count, but was not heard either.
+        let (most, all): (&[u32], &[u32]) = (&[10, 50], &[10, 50, 51]);
+        check_unheard([none, all, most, none, all, none], false, false, [&[], &[(1, 0), (1, 3)]]);
+        // Who was away lost nothing.
+        let (one, gone): (&[u32], &[u32]) = (&[50], &[48, 49, 50, 51, 52]);
+        check_unheard([none, one, gone, none, one, none], true, false, [&[], &[(1, 2)]]);
+    }
+
+    #[test]
+    fn what_is_lost_at_the_senders_own_server_is_not_lost_between_servers() {
+        let one: &[u32] = &[50];
+        check_unheard([one; 6], false, false, [&[], &[(1, 3)]]);
+        check_unheard([one; 6], false, true, [&[(1, 3)], &[(1, 3)]]);
     }
 
     #[test]

@@ -110,8 +110,11 @@ pub struct Totals {
     pub expected: u64,
     /// Deliveries that there were, each once.
     pub delivered: u64,
-    /// Deliveries that nothing accounts for.
+    /// Deliveries that there should have been and were not, to clients that were connected.
     pub lost: u64,
+    /// Those of them that the nodes' counters do not account for either.
+    #[serde(default)]
+    pub unaccounted: u64,
     /// Deliveries to clients that were not connected at the time.
     pub not_connected: u64,
     /// The same by why they were not.
@@ -298,6 +301,12 @@ pub struct Book {
     pub undelivered: BTreeMap<String, i64>,
     /// Broadcasts that were lost between it and other nodes, by counter and reason.
     pub between_nodes: BTreeMap<String, i64>,
+    /// Broadcasts of the others that did not come to it, or that it refused.
+    #[serde(default)]
+    pub unheard: i64,
+    /// Deliveries that its clients lost with those.
+    #[serde(default)]
+    pub accounted: u64,
     /// Sockets that it closed, by reason.
     pub closed: BTreeMap<String, i64>,
     /// Whether everything is accounted for.
@@ -386,8 +395,9 @@ impl Report {
         row(
             "oracle",
             format!(
-                "lost {}, duplicated {}, reordered {}, late {}, foreign {}, refused {}",
+                "lost {}{}, duplicated {}, reordered {}, late {}, foreign {}, refused {}",
                 count(totals.lost),
+                unaccounted(totals),
                 count(totals.duplicated),
                 count(totals.reordered),
                 count(totals.late),
@@ -460,10 +470,19 @@ impl Report {
                 continue;
             }
             let counts: Vec<_> = counts.map(|(what, count)| format!("; {what}: {count}")).collect();
+            let between = match (book.unheard, book.accounted) {
+                (0, 0) => String::new(),
+                (unheard, accounted) => {
+                    format!(
+                        "; {unheard} of other nodes not heard, with them lost: {}",
+                        count(accounted)
+                    )
+                }
+            };
             row(
                 "books",
                 format!(
-                    "{}: {} delivered, {} of them not received: {state}{}",
+                    "{}: {} delivered, {} of them not received: {state}{}{between}",
                     book.admin,
                     book.delivered,
                     book.difference,
@@ -503,6 +522,14 @@ impl Report {
             if self.passed { "PASSED" } else { "FAILED" }
         )
     }
+}
+
+/// What the nodes' counters say of what is lost, if they say anything.
+fn unaccounted(totals: &Totals) -> String {
+    if totals.unaccounted == totals.lost {
+        return String::new();
+    }
+    format!(" (of which unaccounted for: {})", count(totals.unaccounted))
 }
 
 fn all_after(seconds: f64) -> String {

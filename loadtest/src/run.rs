@@ -16,7 +16,7 @@ use crate::payload::Run;
 use crate::procs::{self, Usage};
 use crate::push::{Published, Publisher};
 use crate::report::{
-    ClientCost, ConnectRecord, CulpritRecord, FORMAT, LatencyRecord, Machine, PlanRecord,
+    Book, ClientCost, ConnectRecord, CulpritRecord, FORMAT, LatencyRecord, Machine, PlanRecord,
     ReconnectRecord, Report, ServerCost, ServerSecond, Totals,
 };
 use crate::scenario::Plan;
@@ -496,6 +496,7 @@ impl Seen {
     fn report(mut self, command: &str) -> Report {
         let plan = self.course.plan.clone();
         let books = self.books();
+        let accounted = books.iter().map(|book| book.accounted).sum::<u64>();
         let mut culprits = std::mem::take(&mut self.counts.culprits);
         culprits.merge(std::mem::take(&mut self.judgement.culprits));
         let measured_s = (self.course.measured_us as f64 / 1e6).max(1e-6);
@@ -506,7 +507,10 @@ impl Seen {
         let while_measuring = seconds.iter().filter(|second| (second.t as f64) < measured_s);
         let delivered: u64 = while_measuring.map(|second| second.delivered).sum();
         let sent: u64 = self.sent.iter().map(|sent| u64::from(sent.counted())).sum();
-        let totals = self.totals(sent, delivered as f64 / measured_s, sent as f64 / measured_s);
+        let totals = Totals {
+            unaccounted: self.judgement.lost - accounted,
+            ..self.totals(sent, delivered as f64 / measured_s, sent as f64 / measured_s)
+        };
         let (counts, judgement) = (&self.counts, &self.judgement);
         let cpu_us = counts.cpu.as_secs_f64() * 1e6;
         let (cpu, memory_bytes, kernel) = procs::machine();
@@ -562,6 +566,7 @@ impl Seen {
             expected: judgement.expected,
             delivered: counts.delivered,
             lost: judgement.lost,
+            unaccounted: judgement.lost,
             not_connected: judgement.not_connected.values().sum(),
             not_connected_by: judgement.not_connected.clone(),
             duplicated: counts.duplicated,
@@ -596,25 +601,47 @@ impl Seen {
         self.course.watched.iter().map(cost).collect()
     }
 
-    /// The nodes' counters against what arrived: node by node if there is one for each target, in their order;
-    /// else all nodes against all clients.
-    fn books(&self) -> Vec<crate::report::Book> {
+    /// The nodes' counters against what arrived: node by node if there is one for each target, in their order, and
+    /// with what was lost between them; else all nodes against all clients.
+    fn books(&self) -> Vec<Book> {
         let plan = &self.course.plan;
-        let received = &self.counts.received_by_target;
-        let paired = plan.admin.len() == received.len();
-        let of = |by_target: &[u64], at: usize| {
-            if paired { by_target[at] } else { by_target.iter().sum() }
-        };
-        let counters = self.course.books_before.iter().zip(&self.course.books_after);
-        let book = |(at, (before, after)): (usize, (&Counters, &Result<Counters, String>))| {
-            let admin = &plan.admin[at];
-            let cut_off = of(&self.judgement.not_connected_ever, at);
-            match after {
-                Ok(after) => books::balance(admin, before, after, of(received, at), cut_off),
-                Err(error) => books::unreadable(admin, error),
+        let (received, cut_off) =
+            (&self.counts.received_by_target, &self.judgement.not_connected_ever);
+        let nodes: Vec<_> = self.course.books_before.iter().zip(&self.course.books_after).collect();
+        let readable =
+            nodes.iter().map(|(before, after)| after.as_ref().map(|after| (*before, after)));
+        let readable: Result<Vec<_>, _> = readable.collect();
+        if plan.admin.len() == received.len() {
+            let book = |(at, (before, after)): (usize, &(&Counters, &Result<Counters, String>))| {
+                let admin = &plan.admin[at];
+                match after {
+                    Ok(after) => books::balance(admin, before, after, received[at], cut_off[at]),
+                    Err(error) => books::unreadable(admin, error),
+                }
+            };
+            let mut books: Vec<_> = nodes.iter().enumerate().map(book).collect();
+            if let Ok(counters) = &readable {
+                let outside = plan.flows.iter().filter(|flow| flow.scope.outside);
+                let streams = outside.flat_map(|flow| {
+                    let first = flow.scope.first_stream as usize;
+                    &self.sent[first..first + flow.scope.senders as usize]
+                });
+                let published = streams.map(|sent| u64::from(sent.count)).sum();
+                books::account(&mut books, counters, published, &self.judgement.unheard);
             }
-        };
-        counters.enumerate().map(book).collect()
+            return books;
+        }
+        let admin = plan.admin.join(", ");
+        match readable {
+            _ if plan.admin.is_empty() => Vec::new(),
+            Ok(counters) => {
+                let before = Counters::sum(counters.iter().map(|(before, _)| *before));
+                let after = Counters::sum(counters.iter().map(|(_, after)| *after));
+                let (received, cut_off) = (received.iter().sum(), cut_off.iter().sum());
+                vec![books::balance(&admin, &before, &after, received, cut_off)]
+            }
+            Err(error) => vec![books::unreadable(&admin, error)],
+        }
     }
 }
 

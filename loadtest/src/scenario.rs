@@ -649,7 +649,8 @@ impl Reader<'_> {
         };
         let first_stream = flows.iter().map(|flow| flow.scope.senders).sum();
         let offset = flows.iter().map(|flow| flow.scope.places()).sum();
-        let scope = Scope { hears, senders, first_client, first_stream, offset };
+        let outside = source == Source::Redis;
+        let scope = Scope { hears, senders, first_client, first_stream, offset, outside };
         flows.push(Flow { event, heard_as, join_event, source, scope, pace, bytes });
     }
 

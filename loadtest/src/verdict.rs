@@ -17,8 +17,9 @@ type Read = fn(&Report) -> f64;
 
 /// Every metric: its name, its unit, whether more of it is better, and where it is in the report. Times are in
 /// microseconds there and here.
-const METRICS: [(&str, Unit, bool, Read); 24] = [
+const METRICS: [(&str, Unit, bool, Read); 25] = [
     ("lost", Unit::Number, false, |r| r.totals.lost as f64),
+    ("unaccounted", Unit::Number, false, |r| r.totals.unaccounted as f64),
     ("duplicated", Unit::Number, false, |r| r.totals.duplicated as f64),
     ("reordered", Unit::Number, false, |r| r.totals.reordered as f64),
     ("foreign", Unit::Number, false, |r| r.totals.foreign as f64),

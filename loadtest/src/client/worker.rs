@@ -19,7 +19,7 @@ use rustix::time::{
 use super::conn::{Client, State};
 use super::intake::{Intake, Receiver};
 use super::{Clock, Control, NEVER, Outcome, Second, Update};
-use crate::oracle::{Absence, Sent};
+use crate::oracle::{Absence, Sent, server_of};
 use crate::pacing::Pace;
 use crate::payload::{self, Head, Run};
 use crate::scenario::{Plan, Source, Storm};
@@ -189,7 +189,7 @@ impl Worker {
                 own_stream: sender.map_or(u32::MAX, |at: u32| senders[at as usize].stream),
                 slow: client >= slow_from,
             };
-            let target = client % plan.targets.len() as u32;
+            let target = server_of(client, plan.targets.len()) as u32;
             clients.push(Client::new(receiver, target, plan.kind_of(client), sender));
             let due_us = (f64::from(client) / plan.ramp * 1e6) as u64;
             timers.push(Reverse((due_us, local as u32, 0, Timer::Connect)));
@@ -463,8 +463,7 @@ impl Worker {
         if now_us < self.next_update_us && sent_all == self.told_sent_all {
             return;
         }
-        let sending =
-            (self.control.send_from.load(Ordering::Relaxed)..until_us).contains(&now_us);
+        let sending = (self.control.send_from.load(Ordering::Relaxed)..until_us).contains(&now_us);
         self.next_update_us = now_us + if sending { 1_000_000 } else { UPDATE_US };
         if sending {
             self.wake_the_stuck(now_us);

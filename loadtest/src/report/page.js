@@ -204,8 +204,11 @@ function keyFigures(report) {
     delay("Latency, p99.9", "p999"),
     delay("Latency, largest", "max"),
     trouble("Lost", "lost", "should have come, never did", true),
+    number(totals.lost) ? trouble("Lost, unaccounted", "unaccounted", "no node's counters say why", false) : null,
     trouble("Reordered", "reordered", "came after a later one", true),
     trouble("Duplicated", "duplicated", "came more than once", true),
+    trouble("Late", "late", "took longer than they may", false),
+    trouble("Unsent", "unsent", "their senders could not send", false),
     messages ? figure("Not connected", total("not_connected"), count, "receiver was away at the time") : null,
     trouble("Foreign", "foreign", "nobody sent these", false),
     trouble("Refused", "refused", "the server turned them down", false),
@@ -633,9 +636,13 @@ function books(report) {
     ["Node", "broad", cell("admin", same, text)],
     ["Delivered", "number", cell("delivered", count)],
     ["Undelivered", "", ({ undelivered }) => reasons(undelivered)],
+    ["Lost between nodes", "", (book) => reasons(book.between_nodes)],
+    ["Of other nodes, not heard", "number", cell("unheard", count)],
+    ["Lost with these", "number", cell("accounted", count)],
     ["Closed", "", ({ closed }) => reasons(closed)],
     ["Balanced", "", balance],
     ["Difference", "number", cell("difference", count)],
+    ["Could not be asked", "broad", cell("error", same, text)],
   ], records(report.books));
 }
 
