@@ -6,7 +6,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use crate::client::{Clock, Control, NEVER, Second, Update};
-use crate::oracle::Sent;
+use crate::oracle::{End, Sent};
 use crate::payload::{self, Head, Run};
 use crate::scenario::{Flow, Plan, Source};
 
@@ -96,7 +96,20 @@ impl Publisher {
             let wait_us = wake_us.saturating_sub(self.clock.now_us());
             std::thread::sleep(Duration::from_micros(wait_us));
         }
-        published
+        // What it did not come to while Redis held it up.
+        loop {
+            let (heads, _) = self.take_due(&mut next, self.clock.now_us());
+            if heads.is_empty() {
+                return published;
+            }
+            self.count_unsent(&heads, &mut published);
+        }
+    }
+
+    fn count_unsent(&self, heads: &[(&Flow, u32, u64)], published: &mut Published) {
+        let count_from_us = self.control.count_from.load(Ordering::Relaxed);
+        let counted = heads.iter().filter(|(.., planned_us)| *planned_us >= count_from_us);
+        published.unsent += counted.count() as u64;
     }
 
     /// What is due: flow, stream, planned time. And when to look again.
@@ -131,13 +144,9 @@ impl Publisher {
     ) {
         let count_from_us = self.control.count_from.load(Ordering::Relaxed);
         if connection.is_none() {
-            *connection = self.client.get_connection_with_timeout(PATIENCE).ok();
+            *connection = self.connect().ok();
         }
-        let Some(redis) = connection else {
-            let counted = heads.iter().filter(|(.., planned_us)| *planned_us >= count_from_us);
-            published.unsent += counted.count() as u64;
-            return;
-        };
+        let Some(redis) = connection else { return self.count_unsent(heads, published) };
         let mut batch = redis::pipe();
         for &(flow, stream, planned_us) in heads {
             let Some((_, sent)) = published.sent.iter_mut().find(|(s, _)| *s == stream) else {
@@ -150,10 +159,25 @@ impl Publisher {
             batch.publish(CHANNEL, frame(self.run, flow, head)).ignore();
         }
         if let Err(error) = batch.exec(redis) {
-            // What Redis has of the batch is not known: the oracle will say what arrived.
+            // What Redis has of the batch is not known; what does not arrive of it is no silent loss.
             eprintln!("publishing: {error}");
             *connection = None;
+            let at_us = self.clock.now_us();
+            for (stream, sent) in &mut published.sent {
+                let last = sent.count.checked_sub(1);
+                if let Some(last) = last.filter(|_| heads.iter().any(|head| head.1 == *stream)) {
+                    sent.ends.push(End { at_us, patience_us: at_us - now_us, last });
+                }
+            }
         }
+    }
+
+    /// Neither connecting nor publishing waits for ever.
+    fn connect(&self) -> redis::RedisResult<redis::Connection> {
+        let connection = self.client.get_connection_with_timeout(PATIENCE)?;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        connection.set_write_timeout(Some(PATIENCE))?;
+        Ok(connection)
     }
 
     fn end_second(&self, published: &mut Published, now_us: u64) -> Option<Second> {

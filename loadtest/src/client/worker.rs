@@ -265,6 +265,7 @@ impl Worker {
             }
         }
         self.finish_absences();
+        self.count_unsent();
         self.take_leave(&mut events)?;
         Ok(self.outcome())
     }
@@ -406,6 +407,24 @@ impl Worker {
             }
         }
         false
+    }
+
+    /// What was due, and could not be sent in time because there was too much of it.
+    fn count_unsent(&mut self) {
+        let from_us = self.control.send_from.load(Ordering::Relaxed);
+        let until_us = self.control.send_until.load(Ordering::Relaxed);
+        if from_us == NEVER {
+            return;
+        }
+        for schedule in &mut self.schedules {
+            while let Some((_, due_us)) = schedule.peek(&self.plan)
+                && from_us + due_us < until_us
+            {
+                schedule.next += 1;
+                self.intake.counts.unsent +=
+                    u64::from(from_us + due_us >= self.intake.count_from_us);
+            }
+        }
     }
 
     /// Sends one message, unless its sender cannot.

@@ -6,5 +6,6 @@ mod books;
 mod errors;
 mod frames;
 mod oracle;
+mod push;
 mod server;
 mod transports;
