@@ -25,8 +25,9 @@ pub const EMBEDDED: [(&str, &str); 9] = [
     ("soak", include_str!("../scenarios/soak.toml")),
 ];
 
-/// Connections from one source address to one server: below the 28,000 ports that Linux has for this.
-const CONNECTIONS_PER_SOURCE: u32 = 20_000;
+/// Connections from one source address: below the 28,000 ports that Linux has for this. An address that is bound before
+/// the target is known to the kernel has no port twice, whatever the targets.
+const CONNECTIONS_PER_SOURCE: u64 = 20_000;
 
 /// Pairs of sender and receiver that are watched: a gigabyte of numbers.
 const PAIRS_MAX: u64 = 1 << 28;
@@ -263,10 +264,15 @@ impl Plan {
         (eio, if polls { Transport::Polling } else { self.transport })
     }
 
+    /// Connections at a time, at most: who polls needs two.
+    fn connections(&self) -> u64 {
+        let polls = self.transport == Transport::Polling || self.polling_share > 0.0;
+        u64::from(self.clients) * if polls { 2 } else { 1 }
+    }
+
     /// Descriptors that the run needs.
     pub fn descriptors(&self) -> u64 {
-        let polls = self.transport == Transport::Polling || self.polling_share > 0.0;
-        u64::from(self.clients) * if polls { 2 } else { 1 } + 100
+        self.connections() + 100
     }
 }
 
@@ -406,13 +412,12 @@ impl Reader<'_> {
         self.flow(&mut load, clients, warm_up + duration, &mut flows);
         let slow = self.slow(&mut load, duration);
         let storm = self.storm(&mut load, duration);
-        let targets = self.targets();
         let threads = std::thread::available_parallelism().map_or(1, usize::from) as f64;
         let mut plan = Plan {
             name,
             title,
-            sources: self.sources(&targets, clients),
-            targets,
+            sources: Vec::new(),
+            targets: self.targets(),
             clients,
             ramp: self.number(&mut load, "ramp", 1.0..=1e6).unwrap_or(2000.0),
             connect_within: self
@@ -455,6 +460,7 @@ impl Reader<'_> {
             self.nothing_else(&also, "also");
         }
         self.flows_fit(&mut plan);
+        plan.sources = self.sources(&plan);
         plan.faults = self.faults(duration);
         plan.expect = self.expectations();
         plan
@@ -718,7 +724,7 @@ impl Reader<'_> {
         targets
     }
 
-    fn sources(&mut self, targets: &[Target], clients: u32) -> Vec<IpAddr> {
+    fn sources(&mut self, plan: &Plan) -> Vec<IpAddr> {
         let mut sources = Vec::new();
         for source in &self.flags.sources {
             match source.parse() {
@@ -728,9 +734,8 @@ impl Reader<'_> {
         }
         let loopback =
             |target: &Target| target.address.is_ipv4() && target.address.ip().is_loopback();
-        let each = clients.div_ceil(targets.len().max(1) as u32);
-        let needed = each.div_ceil(CONNECTIONS_PER_SOURCE);
-        if sources.is_empty() && needed > 1 && targets.iter().all(loopback) {
+        let needed = plan.connections().div_ceil(CONNECTIONS_PER_SOURCE) as u32;
+        if sources.is_empty() && needed > 1 && plan.targets.iter().all(loopback) {
             let first = u32::from(Ipv4Addr::LOCALHOST);
             sources.extend((0..needed).map(|i| IpAddr::V4(Ipv4Addr::from(first + i))));
         }

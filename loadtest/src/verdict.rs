@@ -45,17 +45,22 @@ const METRICS: [(&str, Unit, bool, Read); 25] = [
         let grown = |s: &ServerCost| s.rss_end_bytes.saturating_sub(s.rss_start_bytes);
         r.servers.iter().map(grown).sum::<u64>() as f64 / f64::from(r.plan.clients)
     }),
-    ("p50", Unit::Time, false, |r| r.latency_us.p50 as f64),
-    ("p90", Unit::Time, false, |r| r.latency_us.p90 as f64),
-    ("p99", Unit::Time, false, |r| r.latency_us.p99 as f64),
-    ("p999", Unit::Time, false, |r| r.latency_us.p999 as f64),
-    ("max", Unit::Time, false, |r| r.latency_us.max as f64),
+    ("p50", Unit::Time, false, |r| arrived_within(r, r.latency_us.p50)),
+    ("p90", Unit::Time, false, |r| arrived_within(r, r.latency_us.p90)),
+    ("p99", Unit::Time, false, |r| arrived_within(r, r.latency_us.p99)),
+    ("p999", Unit::Time, false, |r| arrived_within(r, r.latency_us.p999)),
+    ("max", Unit::Time, false, |r| arrived_within(r, r.latency_us.max)),
     ("connect_p99", Unit::Time, false, |r| r.connect_us.p99 as f64),
     // Who is not back at the end has not been back within any time.
     ("reconnected_within", Unit::Time, false, |r| {
         if r.reconnect_us.still_away > 0 { f64::INFINITY } else { r.reconnect_us.max as f64 }
     }),
 ];
+
+/// Where nothing arrived, nothing arrived within any time.
+fn arrived_within(report: &Report, us: u64) -> f64 {
+    if report.latency_us.count == 0 { f64::INFINITY } else { us as f64 }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Comparison {

@@ -164,6 +164,33 @@ fn every_scenario_that_comes_with_it_is_well_formed_and_listed() {
 }
 
 #[test]
+fn there_are_addresses_enough_for_the_ports_of_all_connections() {
+    let sources = |clients: &str, transport: &str, servers: usize| {
+        let flags = antiphon_loadtest::scenario::Flags {
+            urls: vec!["http://127.0.0.1:5000".into(); servers],
+            clients: Some(clients.into()),
+            transport: Some(transport.into()),
+            ..Default::default()
+        };
+        antiphon_loadtest::scenario::plan("idle", &flags).unwrap().sources.len()
+    };
+    assert_eq!(sources("20000", "websocket", 1), 0);
+    assert_eq!(sources("20000", "polling", 1), 2);
+    assert_eq!(sources("60000", "websocket", 2), 3);
+}
+
+#[test]
+fn nothing_is_not_fast() {
+    let server = Server::start(Mischief::None);
+    let mut flags = crate::server::flags(&server.url);
+    flags.senders = Some("0".into());
+    flags.expect = vec!["p99 < 1s".into()];
+    let report = crate::server::run(&flags);
+    let failed: Vec<_> = report.expectations.iter().filter(|e| !e.held).collect();
+    assert_eq!((failed.len(), &failed[0].actual[..]), (1, "never"), "{}", report.table());
+}
+
+#[test]
 fn exit_codes_of_runs_and_a_report_as_json() {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("report.json");
