@@ -16,9 +16,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-/// Gaps that a ledger keeps. One more counts as lost at once, and what fills it later as duplicated: a server that
-/// leaves a million holes has failed anyway.
-const GAPS_MAX: usize = 1 << 20;
+/// Gaps that a ledger keeps, in some 200 MB. One more counts as lost at once, whoever was away, and what fills it later
+/// as duplicated; the report says so. A hundred thousand pairs of sender and receiver may be cut off forty times.
+const GAPS_MAX: usize = 1 << 22;
 
 /// How exactly a stream remembers when its messages went out. Finer would cost memory in long runs.
 const TIMES_EVERY_US: u64 = 5_000;
@@ -134,7 +134,6 @@ pub enum Finding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Gap {
     start: u32,
-    end: u32,
     found_us: u64,
 }
 
@@ -143,8 +142,9 @@ struct Gap {
 pub struct Ledger {
     /// By receiver and place: the number that comes next.
     next: Vec<u32>,
-    gaps: HashMap<usize, Vec<Gap>>,
-    gap_count: usize,
+    /// By slot and end.
+    gaps: BTreeMap<(u32, u32), Gap>,
+    gaps_max: usize,
     /// Numbers in gaps at present.
     missing: u64,
     /// Numbers in gaps that were one too many.
@@ -155,7 +155,7 @@ impl Ledger {
     /// For so many receivers and places of each.
     pub fn new(receivers: usize, places: usize) -> Self {
         let next = vec![0; receivers * places];
-        Self { next, gaps: HashMap::new(), gap_count: 0, missing: 0, given_up: 0 }
+        Self { next, gaps: BTreeMap::new(), gaps_max: GAPS_MAX, missing: 0, given_up: 0 }
     }
 
     /// A message is here. `slot` is receiver × places + place.
@@ -174,29 +174,27 @@ impl Ledger {
         let next = self.next[slot];
         if number > next {
             self.next[slot] = number.saturating_add(1);
-            if self.gap_count == GAPS_MAX {
+            if self.gaps.len() == self.gaps_max {
                 self.given_up += u64::from(number - next);
             } else {
-                let gap = Gap { start: next, end: number, found_us: now_us };
-                self.gaps.entry(slot).or_default().push(gap);
-                self.gap_count += 1;
+                let gap = Gap { start: next, found_us: now_us };
+                self.gaps.insert((slot as u32, number), gap);
                 self.missing += u64::from(number - next);
             }
             return Finding::New;
         }
-        let Some(gaps) = self.gaps.get_mut(&slot) else { return Finding::Duplicated };
-        // Gaps are in the order of their numbers.
-        let at = gaps.partition_point(|gap| gap.end <= number);
-        let Some(gap) = gaps.get(at).copied().filter(|gap| gap.start <= number) else {
+        let slot = slot as u32;
+        let mut behind = self.gaps.range((slot, number + 1)..=(slot, u32::MAX));
+        let Some((&(_, end), &gap)) = behind.next().filter(|(_, gap)| gap.start <= number) else {
             return Finding::Duplicated;
         };
-        let left = Gap { end: number, ..gap };
-        let right = Gap { start: number + 1, ..gap };
-        let rest = [left, right].into_iter().filter(|gap| gap.start < gap.end);
-        gaps.splice(at..=at, rest);
-        self.gap_count =
-            self.gap_count + usize::from(number > gap.start) + usize::from(number + 1 < gap.end)
-                - 1;
+        self.gaps.remove(&(slot, end));
+        if gap.start < number {
+            self.gaps.insert((slot, number), gap);
+        }
+        if number + 1 < end {
+            self.gaps.insert((slot, end), Gap { start: number + 1, ..gap });
+        }
         self.missing -= 1;
         Finding::Reordered
     }
@@ -384,7 +382,9 @@ pub struct Judgement {
     pub expected: u64,
     /// Deliveries that nobody can account for.
     pub lost: u64,
-    /// The same by the second in which the message was sent.
+    /// Those of them that were missing when there were too many gaps to keep.
+    pub given_up: u64,
+    /// What is lost, but for these, by the second in which the message was sent.
     pub lost_by_second: BTreeMap<u64, u64>,
     /// Deliveries to clients that were not connected, by reason.
     pub not_connected: BTreeMap<String, u64>,
@@ -449,7 +449,8 @@ pub fn judge(evidence: &Evidence<'_>) -> Judgement {
             lost.entry(missing.audience(evidence)).or_default().extend(parts);
         }
     }
-    judgement.lost += evidence.ledgers.iter().map(|(ledger, _)| ledger.given_up).sum::<u64>();
+    judgement.given_up = evidence.ledgers.iter().map(|(ledger, _)| ledger.given_up).sum();
+    judgement.lost += judgement.given_up;
     judgement.unheard = find_unheard(evidence, &missing, &lost);
     judgement
 }
@@ -549,8 +550,9 @@ fn find_missing(evidence: &Evidence<'_>, judgement: &mut Judgement) -> Vec<Missi
                             missing.push(Missing { receiver, scope, sender, numbers, found_us });
                         }
                     };
-                    for gap in ledger.gaps.get(&slot).into_iter().flatten() {
-                        note(gap.start..gap.end, gap.found_us);
+                    let slot = slot as u32;
+                    for ((_, end), gap) in ledger.gaps.range((slot, 0)..=(slot, u32::MAX)) {
+                        note(gap.start..*end, gap.found_us);
                     }
                     note(next..count, u64::MAX);
                 }
@@ -966,6 +968,18 @@ mod tests {
         world.deliver(0, (0..40).chain(45..60).chain(62..100));
         let judgement = world.judge();
         assert_eq!((judgement.lost, judgement.expected), (2, 50));
+    }
+
+    #[test]
+    fn gaps_that_are_too_many_to_keep_are_lost_and_told_apart() {
+        let mut world = World::new(1, 100);
+        world.ledger.gaps_max = 3;
+        // 10, 20, 30, and no more; 20 comes after all, and makes room for 60.
+        world.deliver(0, (0..51).filter(|number| number % 10 != 0 || *number == 0).chain([20]));
+        world.deliver(0, (51..100).filter(|number| *number != 60));
+        let judgement = world.judge();
+        assert_eq!((judgement.lost, judgement.given_up), (5, 2));
+        assert_eq!(judgement.lost_by_second.values().sum::<u64>(), 3);
     }
 
     #[test]

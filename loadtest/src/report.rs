@@ -112,7 +112,11 @@ pub struct Totals {
     pub delivered: u64,
     /// Deliveries that there should have been and were not, to clients that were connected.
     pub lost: u64,
-    /// Those of them that the nodes' counters do not account for either.
+    /// Those of them that were missing when the load test could keep no more gaps: some may have come later, or have
+    /// been meant for clients that were away.
+    #[serde(default)]
+    pub given_up: u64,
+    /// Those of the lost that the nodes' counters do not account for either.
     #[serde(default)]
     pub unaccounted: u64,
     /// Deliveries to clients that were not connected at the time.
@@ -405,6 +409,13 @@ impl Report {
                 count(totals.refused)
             ),
         );
+        if totals.given_up > 0 {
+            let given_up = count(totals.given_up);
+            row(
+                "not followed",
+                format!("{given_up} of the lost: too many gaps; they may be excused"),
+            );
+        }
         if totals.not_connected > 0 {
             row(
                 "not connected",

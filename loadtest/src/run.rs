@@ -566,6 +566,7 @@ impl Seen {
             expected: judgement.expected,
             delivered: counts.delivered,
             lost: judgement.lost,
+            given_up: judgement.given_up,
             unaccounted: judgement.lost,
             not_connected: judgement.not_connected.values().sum(),
             not_connected_by: judgement.not_connected.clone(),
