@@ -110,6 +110,17 @@ fn run(arguments: RunArguments) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
+    // A report that cannot be written should be known of before an hour has gone by.
+    for path in [&arguments.json, &arguments.html].into_iter().flatten() {
+        let directory = path.parent().filter(|parent| *parent != Path::new(""));
+        if path.is_dir() || directory.is_some_and(|directory| !directory.is_dir()) {
+            eprintln!(
+                "{}: cannot be written there: no such directory, or one itself",
+                path.display()
+            );
+            return ExitCode::from(USAGE);
+        }
+    }
     let stop = Arc::new(AtomicBool::new(false));
     // The first Ctrl-C ends the run with a report, the second ends the program.
     let second =
@@ -118,7 +129,7 @@ fn run(arguments: RunArguments) -> ExitCode {
     if let Err(error) = first {
         eprintln!("Ctrl-C will end it without a report: {error}");
     }
-    let command: Vec<String> = std::env::args().collect();
+    let command: Vec<String> = std::env::args().map(quoted).collect();
     let report =
         antiphon_loadtest::run(plan, &command.join(" "), &stop, &mut Live::new(arguments.quiet));
     let report = match report {
@@ -137,6 +148,15 @@ fn run(arguments: RunArguments) -> ExitCode {
         report if report.passed => ExitCode::SUCCESS,
         _ => ExitCode::from(FAILED),
     }
+}
+
+/// As a shell reads it.
+fn quoted(argument: String) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+    if !argument.is_empty() && argument.chars().all(plain) {
+        return argument;
+    }
+    format!("'{}'", argument.replace('\'', r"'\''"))
 }
 
 fn write_files(report: &Report, json: Option<&Path>, page: Option<&Path>) -> Result<(), String> {

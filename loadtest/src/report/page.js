@@ -204,7 +204,7 @@ function keyFigures(report) {
     delay("Latency, p99.9", "p999"),
     delay("Latency, largest", "max"),
     trouble("Lost", "lost", "should have come, never did", true),
-    number(totals.lost) ? trouble("Lost, unaccounted", "unaccounted", "no node's counters say why", false) : null,
+    number(totals.lost) ? trouble("Lost, unaccounted", "unaccounted", "no node's counters say why", true) : null,
     trouble("Reordered", "reordered", "came after a later one", true),
     trouble("Duplicated", "duplicated", "came more than once", true),
     trouble("Late", "late", "took longer than they may", false),

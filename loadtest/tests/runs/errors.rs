@@ -147,6 +147,8 @@ fn wrong_flags() {
     check(&run(&["run", "chat", "--at", "10m kill"]), USAGE, &["after the end"]);
     check(&run(&["run", "chat", "--expect", "p99 = soon"]), USAGE, &["--expect", "soon"]);
     check(&run(&["run", "push"]), USAGE, &["--redis"]);
+    check(&run(&["run", "chat", "--json", "/nonesuch/a.json"]), USAGE, &["/nonesuch/a.json"]);
+    check(&run(&["run", "chat", "--html", "/"]), USAGE, &["cannot be written"]);
     check(&run(&["run", "chat", "--senders", "2000"]), USAGE, &["2000 of 1000"]);
 }
 
@@ -206,7 +208,7 @@ fn exit_codes_of_runs_and_a_report_as_json() {
         "--grace",
         "300ms",
     ];
-    let json_flag = ["--json", json.to_str().unwrap()];
+    let json_flag = ["--json", json.to_str().unwrap(), "--expect", "p99 < 10s"];
     let good = Server::start(Mischief::None);
     let output = run_against(&good.url, &[&flags[..], &json_flag].concat());
     check(&output, 0, &[]);
@@ -214,6 +216,7 @@ fn exit_codes_of_runs_and_a_report_as_json() {
     let report: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
     assert_eq!((&report["format"], &report["passed"]), (&1.into(), &true.into()));
     assert_eq!(report["totals"]["delivered"], 150);
+    assert!(report["command"].as_str().unwrap().ends_with(" --expect 'p99 < 10s'"), "{report}");
     let bad = Server::start(Mischief::Drop(10));
     let output = run_against(&bad.url, &flags);
     check(&output, 1, &[]);
