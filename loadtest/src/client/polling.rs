@@ -184,7 +184,7 @@ impl Worker {
         };
         polling.post_answer = Vec::new();
         if answer.status != 200 {
-            return Err(bad());
+            return Err(io::Error::other("the server refuses what is posted"));
         }
         polling.post_busy = false;
         if !answer.keep_alive {

@@ -71,6 +71,33 @@ fn full() {
 }
 
 #[test]
+fn posts_refused() {
+    // A session that is not there any more is no answer that cannot be read.
+    let url = listen(|mut socket| {
+        let mut request = [0; 4096];
+        while let Ok(count @ 1..) = socket.read(&mut request) {
+            let request = String::from_utf8_lossy(&request[..count]).into_owned();
+            let open = r#"0{"sid":"a","upgrades":[],"pingInterval":25000,"pingTimeout":20000}"#;
+            let answer = match (request.starts_with("POST"), request.contains("sid=")) {
+                (true, _) => "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n".to_owned(),
+                (false, false) => {
+                    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{open}", open.len())
+                }
+                // The poll waits.
+                (false, true) => continue,
+            };
+            let _ = socket.write_all(answer.as_bytes());
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("few.toml");
+    fs::write(&file, "[load]\nclients = 1\nconnect_within = \"200ms\"\ntransport = \"polling\"\n")
+        .unwrap();
+    let output = loadtest().arg("run").arg(&file).args(["--url", &url]).output().unwrap();
+    check(&output, NOT_RUN, &["only 0 of 1 clients could connect: transport error (1×)"]);
+}
+
+#[test]
 fn something_else_than_a_socket_io_server() {
     let url = answer("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
     check(&run_against(&url, &[]), NOT_RUN, &["no Socket.IO server", "hello"]);
