@@ -305,9 +305,9 @@ pub struct Book {
     pub undelivered: BTreeMap<String, i64>,
     /// Broadcasts that were lost between it and other nodes, by counter and reason.
     pub between_nodes: BTreeMap<String, i64>,
-    /// Broadcasts of the others that did not come to it, or that it refused.
+    /// Broadcasts of the others that did not come to it, or that it refused; 0 if its books do not balance.
     #[serde(default)]
-    pub unheard: i64,
+    pub unheard: u64,
     /// Deliveries that its clients lost with those.
     #[serde(default)]
     pub accounted: u64,
@@ -485,7 +485,8 @@ impl Report {
                 (0, 0) => String::new(),
                 (unheard, accounted) => {
                     format!(
-                        "; {unheard} of other nodes not heard, with them lost: {}",
+                        "; {} of other nodes not heard, with them lost: {}",
+                        count(unheard),
                         count(accounted)
                     )
                 }
