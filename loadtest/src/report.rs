@@ -79,11 +79,14 @@ pub struct PlanRecord {
     pub urls: Vec<String>,
     /// Clients in all.
     pub clients: u32,
-    /// Clients, or publishers, that send.
+    /// Clients, or publishers, that send, all kinds of messages together.
     pub senders: u32,
-    /// Open loop: messages a second.
+    /// Open loop: messages a second, of all kinds together.
     pub rate: Option<f64>,
-    /// Closed loop: messages on their way.
+    /// To which that rises, or falls, by the end.
+    #[serde(default)]
+    pub rate_to: Option<f64>,
+    /// Closed loop: messages on their way, of all kinds together.
     pub in_flight: Option<u32>,
     /// Size of the payload of the first kind of messages.
     pub bytes: usize,

@@ -673,18 +673,24 @@ impl Counts {
 }
 
 fn plan_record(plan: &Plan) -> PlanRecord {
-    let first = &plan.flows[0];
-    let (rate, in_flight) = match first.pace {
-        Pace::Rate { from, .. } => (Some(from), None),
-        Pace::InFlight(in_flight) => (None, Some(in_flight)),
-    };
+    let (mut rate, mut rate_to, mut in_flight) = (None, None, None);
+    for flow in plan.flows.iter().filter(|flow| flow.scope.senders > 0) {
+        match flow.pace {
+            Pace::Rate { from, to, .. } => {
+                *rate.get_or_insert(0.0) += from;
+                *rate_to.get_or_insert(0.0) += to;
+            }
+            Pace::InFlight(places) => *in_flight.get_or_insert(0) += places,
+        }
+    }
     PlanRecord {
         urls: plan.targets.iter().map(|target| target.url.clone()).collect(),
         clients: plan.clients,
-        senders: first.scope.senders,
+        senders: plan.flows.iter().map(|flow| flow.scope.senders).sum(),
         rate,
+        rate_to: rate_to.filter(|_| rate != rate_to),
         in_flight,
-        bytes: first.bytes,
+        bytes: plan.flows[0].bytes,
         duration_s: plan.duration.as_secs_f64(),
         warm_up_s: plan.warm_up.as_secs_f64(),
         transport: plan.transport.as_str().to_owned(),

@@ -137,7 +137,7 @@ function whatWasRun(report) {
   const cores = and(number(machine.cores), (value) => plural(value, "core"));
   const memory = and(number(machine.memory_bytes), (value) => (value ? bytes(value) : null));
   const pacing = joined([
-    and(number(plan.rate), (value) => `${fraction(value)} messages/s, open loop`),
+    and(number(plan.rate), (value) => joined([fraction(value), and(number(plan.rate_to), fraction)], " to ") + " messages/s, open loop"),
     and(number(plan.in_flight), (value) => `${count(value)} in flight, closed loop`),
   ], "; ");
   const lasted = joined([

@@ -143,5 +143,7 @@ fn several_kinds_at_a_time() {
                     [[also]]\nevent = \"say\"\nkind = \"room\"\nrooms = 2\nsenders = 2\nrate = 20";
     let mut flags = flags("4", "websocket");
     (flags.senders, flags.rate) = (None, None);
-    check_kind(scenario, &flags, 500 + 30 + 100);
+    let report = run_kind(scenario, &flags);
+    check(&report, 500 + 30 + 100);
+    assert_eq!((report.plan.senders, report.plan.rate), (7, Some(100.0)));
 }
