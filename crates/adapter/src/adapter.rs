@@ -59,6 +59,11 @@ impl Namespace {
         &*self.0
     }
 
+    /// Whether `sid` is a socket of this node, and in the namespace.
+    pub fn has(&self, sid: Sid) -> bool {
+        self.0.has(sid)
+    }
+
     /// The rooms that `sid` is in.
     pub fn rooms(&self, sid: Sid) -> HashSet<Room> {
         self.0.rooms(sid)

@@ -208,9 +208,10 @@ impl Worker {
             return Outcome::TooManyRooms;
         }
         socket.join(room);
-        // The socket may have left while this was waiting. Leaving clears `connected` before it
-        // clears the rooms, so either it sees the new room, or this sees that it has left.
-        if !socket.connected() {
+        // The socket may have left while this was waiting. Leaving takes it out of the namespace before it
+        // clears the rooms, so either it sees the new room, or this sees that it has left. (`Socket::connected`
+        // would not do: a client may join before the engine has set it, which is after the CONNECT packet.)
+        if !namespace.has(socket.id) {
             socket.leave_all();
         }
         Outcome::Ok
