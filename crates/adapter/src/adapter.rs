@@ -27,6 +27,7 @@ use crate::{
     cluster::{Cluster, Published, Shared},
     delivery::{Admission, Batch, Delivered, Parcel, QueueError, Queues, Turns, payload_bytes},
     peers::{Peers, RequestError},
+    trace,
     wire::{Answer, Channels, Command, Flags, Opts, Targets, Whom},
 };
 
@@ -152,7 +153,7 @@ impl<E: SocketEmitter> ClusterAdapter<E> {
         }
         let flags = Flags {
             volatile: opts.has_flag(BroadcastFlags::Volatile),
-            traceparent: crate::trace::current(),
+            traceparent: trace::current(),
             ..Flags::default()
         };
         let sid = || opts.sid.map(|sid| Room::Owned(sid.to_string()));
@@ -299,6 +300,7 @@ impl<E: SocketEmitter> Queues for ClusterAdapter<E> {
 
 impl<E: SocketEmitter> Local for ClusterAdapter<E> {
     fn publish(&self, packet: &Packet, opts: &BroadcastOptions) -> Published {
+        let _span = trace::publishing().entered();
         match self.peers_for(opts) {
             None => Published::NotNeeded,
             Some((peers, opts)) if peers.publish(&self.channels, packet, &opts) => Published::Yes,

@@ -11,9 +11,12 @@ use socketioxide_core::{
     packet::{Packet, PacketData},
 };
 
+use tracing::{Instrument, Span};
+
 use crate::{
     adapter::{Local, Namespace, Soon},
     cluster::Published,
+    trace,
 };
 
 /// Packets that go out together. Well below what an engine's queue holds: a client that polls takes them
@@ -207,6 +210,8 @@ struct Group {
     opts: BroadcastOptions,
     packets: Vec<Packet>,
     bytes: usize,
+    // Of those that are traced.
+    spans: Vec<Span>,
 }
 
 impl Batch {
@@ -239,15 +244,18 @@ impl Batch {
             opts,
             packets: Vec::new(),
             bytes: 0,
+            spans: Vec::new(),
         });
         group.packets.push(packet);
+        group.spans.extend(Some(Span::current()).filter(|span| !span.is_disabled()));
         group.bytes += bytes;
     }
 
     /// Delivers what has been collected. Who changes rooms does this first.
     pub async fn flush(&mut self) {
-        if let Some(Group { local, opts, packets, .. }) = self.0.take() {
-            local.deliver(packets, opts).await;
+        if let Some(Group { local, opts, packets, spans, .. }) = self.0.take() {
+            let span = trace::fanning_out(&spans, packets.len());
+            local.deliver(packets, opts).instrument(span).await;
         }
     }
 }

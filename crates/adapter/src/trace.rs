@@ -1,11 +1,29 @@
-//! Traces that cross nodes: the W3C `traceparent` (<https://www.w3.org/TR/trace-context/>) of the span in which a
+//! Traces, and how they cross nodes. What is recorded of an event: that it was published, that a node received it,
+//! and that it was fanned out, once for all recipients and for all events that go out together.
+//!
+//! Between nodes goes the W3C `traceparent` (<https://www.w3.org/TR/trace-context/>) of the span in which a
 //! broadcast is published, among its flags. Node passes over it.
 
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// The trace that is under way, if there is one and somebody records it.
+/// The span of a broadcast that goes to the bus, if what it belongs to is traced.
+pub(crate) fn publishing() -> Span {
+    if Span::current().is_disabled() { Span::none() } else { tracing::info_span!("publish") }
+}
+
+/// The span of a fan-out: of the first of these, and following from the others.
+pub(crate) fn fanning_out(spans: &[Span], events: usize) -> Span {
+    let [first, others @ ..] = spans else { return Span::none() };
+    let span = tracing::info_span!(parent: first, "fan out", events);
+    others.iter().for_each(|other| {
+        span.follows_from(other);
+    });
+    span
+}
+
+/// The trace that is under way, if there is one and it is recorded.
 pub(crate) fn current() -> Option<String> {
     let span = Span::current();
     if span.is_disabled() {
@@ -15,7 +33,7 @@ pub(crate) fn current() -> Option<String> {
     let span = context.span();
     let span = span.span_context();
     let (trace, id, flags) = (span.trace_id(), span.span_id(), span.trace_flags());
-    span.is_valid().then(|| format!("00-{trace}-{id}-{:02x}", flags.to_u8()))
+    (span.is_valid() && span.is_sampled()).then(|| format!("00-{trace}-{id}-{:02x}", flags.to_u8()))
 }
 
 /// A span for what a peer published, in the peer's trace.

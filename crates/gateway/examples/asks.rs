@@ -15,7 +15,7 @@ use antiphon_adapter::{Member, Namespace};
 use antiphon_gateway::{
     Adapter, Listeners, Node, Shutdown,
     config::{Config, environment},
-    telemetry,
+    telemetry::Telemetry,
 };
 use anyhow::{Context, anyhow, bail};
 use clap::Parser;
@@ -67,7 +67,7 @@ async fn main() -> anyhow::Result<()> {
     let settings = set.collect::<anyhow::Result<Vec<_>>>()?.into_iter().chain(named);
     let settings: Vec<_> = settings.collect();
     let config = Config::load(args.config.as_deref(), environment(), &settings)?.config;
-    telemetry::init(&config.log)?;
+    Telemetry::start(&config)?;
     let listeners = Listeners::bind(&config).await?;
     let node = Node::new(config)?;
     let namespace = node.namespace("/").context("the node has no namespace \"/\"")?;

@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use antiphon_gateway::{Adapter, Listeners, Node, Shutdown, config::Config, telemetry};
+use antiphon_gateway::{Adapter, Listeners, Node, Shutdown, config::Config, telemetry::Telemetry};
 use axum::Router;
 use bytes::Bytes;
 use engineioxide::{
@@ -41,7 +41,7 @@ const SETTINGS: [(&str, &str); 7] = [
 async fn main() -> anyhow::Result<()> {
     let settings = SETTINGS.map(|(key, value)| (key.to_owned(), value.to_owned()));
     let config = Config::load(None, std::iter::empty(), &settings)?.config;
-    telemetry::init(&config.log)?;
+    Telemetry::start(&config)?;
     let listeners = Listeners::bind(&config).await?;
     let routes = Router::new().fallback_service(echo_engine(&config));
     let node = Node::with_routes(config, routes)?;

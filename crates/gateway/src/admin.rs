@@ -24,7 +24,7 @@ const FILTER_BYTES_MAX: usize = 4096;
 
 #[derive(Clone)]
 pub(crate) struct Admin {
-    pub(crate) registry: Registry,
+    pub(crate) registries: Vec<Registry>,
     pub(crate) health: Health,
     pub(crate) token: Option<Secret>,
     /// Cancelled to make the node leave.
@@ -84,7 +84,7 @@ async fn ready(State(admin): State<Admin>) -> Response {
 async fn metrics(State(admin): State<Admin>) -> Response {
     // Its gauge is as old as the last look at it.
     admin.health.readiness();
-    match render(&admin.registry) {
+    match render(&admin.registries) {
         Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }

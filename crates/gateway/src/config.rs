@@ -46,6 +46,8 @@ pub struct Config {
     pub redis: Option<Redis>,
     /// What is written to standard error.
     pub log: Log,
+    /// Which events are traced, and where to.
+    pub traces: Traces,
     /// The namespaces that clients may connect to; `/` is always one of them.
     pub namespaces: Vec<String>,
     /// What each event does.
@@ -241,6 +243,15 @@ pub struct Log {
     pub filter: String,
     /// How they look.
     pub format: LogFormat,
+}
+
+/// `[traces]`
+#[derive(Debug, Clone)]
+pub struct Traces {
+    /// Where an OpenTelemetry collector takes them (OTLP over HTTP); `None`: there are none.
+    pub endpoint: Option<String>,
+    /// The share of events that are traced, from 0 to 1.
+    pub sample_ratio: f64,
 }
 
 /// How log lines look.

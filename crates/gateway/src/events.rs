@@ -24,6 +24,7 @@ use socketioxide_core::{
     adapter::{BroadcastFlags, BroadcastOptions, Room},
     packet::Packet,
 };
+use tracing::{Span, field::Empty};
 
 use crate::{
     config::{Action, Audience, Config, EventRule, Limits},
@@ -43,6 +44,7 @@ pub(crate) struct Rules {
     quotas: Vec<Quota>,
     other: Counters<Outcome>,
     limits: Limits,
+    sample_ratio: f64,
 }
 
 /// One rule, ready to apply.
@@ -67,6 +69,11 @@ impl Rules {
             quotas: Vec::new(),
             other: metrics.events_total.rule(path, "other")?,
             limits: config.limits.clone(),
+            sample_ratio: config
+                .traces
+                .endpoint
+                .as_ref()
+                .map_or(0.0, |_| config.traces.sample_ratio),
         };
         for rule in config.events.iter().filter(|rule| rule.namespace == path) {
             let counters = metrics.events_total.rule(path, &rule.name)?;
@@ -78,6 +85,15 @@ impl Rules {
     /// How deep what clients send may nest.
     pub(crate) fn max_json_depth(&self) -> usize {
         self.limits.max_json_depth
+    }
+
+    /// The span of an event, if it is one of those that are traced.
+    fn span(&self, namespace: &str, event: &str, bytes: usize) -> Span {
+        if self.sample_ratio > 0.0 && fastrand::f64() < self.sample_ratio {
+            tracing::info_span!("event", namespace, event, bytes, outcome = Empty)
+        } else {
+            Span::none()
+        }
     }
 
     fn add(&mut self, rule: &EventRule, counters: Counters<Outcome>) {
@@ -173,6 +189,8 @@ impl Inbox {
         let sizes = || attachments.iter().flatten().map(Bytes::len);
         let bytes = text.len() + sizes().sum::<usize>();
         let (client, name) = (self.session.number, &rule.name);
+        let span = self.rules.span(socket.ns(), name, bytes);
+        let _span = span.clone().entered();
         let staged = self.admit(rule, &event, bytes, sizes().count()).and_then(|room| {
             self.stage.push(Accepted {
                 task: task(rule, socket.ns(), &event, room, value.clone()),
@@ -180,6 +198,7 @@ impl Inbox {
                 rule: Arc::clone(rule),
                 bytes,
                 accepted: Instant::now(),
+                span: span.clone(),
                 reply: reply.clone(),
                 socket,
             })
@@ -188,6 +207,7 @@ impl Inbox {
             Ok(()) => tracing::debug!(client, event = name, bytes, "event"),
             Err(outcome) => {
                 let reason = outcome.as_str();
+                span.record("outcome", reason);
                 tracing::debug!(client, event = name, bytes, reason, "event refused");
                 rule.count(outcome);
                 reply.send(outcome, name);

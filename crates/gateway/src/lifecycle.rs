@@ -22,6 +22,7 @@ use crate::{
     net::{self, Acceptor},
     server::{Node, PeersLink},
     sessions::Sessions,
+    telemetry::Telemetry,
 };
 
 /// Time between two batches of closed sessions. Short against the times of reconnecting clients
@@ -129,11 +130,15 @@ impl Node {
             stop.clone(),
         );
         let admin = Admin {
-            registry: self.registry.clone(),
+            registries: [Some(&self.registry), self.telemetry.as_ref().map(Telemetry::registry)]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
             health: self.health.clone(),
             token: self.config.admin.token.clone(),
             drain: shutdown.drain.clone(),
-            log: self.log.clone(),
+            log: self.telemetry.as_ref().map(Telemetry::log_filter),
         };
         let Self { config, sessions, gate, stage, mut delivering, mut closer, peers, .. } = self;
         let _watching = self._watching;

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use antiphon_gateway::{
     BuildError, Listeners, Node, Shutdown,
     config::{Config, Loaded, environment},
-    telemetry,
+    telemetry::Telemetry,
 };
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -99,19 +99,20 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
 
 fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let config = loaded.config;
-    let log = telemetry::init(&config.log).context("cannot start logging")?;
+    let telemetry = Telemetry::start(&config).context("cannot start logging and tracing")?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     let result = runtime.block_on(async {
         raise_descriptor_limit(config.server.max_connections);
         let listeners = Listeners::bind(&config).await?;
         let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
-        let node = Node::new(config.clone())?.with_log_filter(log);
+        let node = Node::new(config.clone())?.with_telemetry(telemetry.clone());
         announce(&config, &listeners)?;
         node.serve(listeners, shutdown).await?;
         Ok(())
     });
     // Connections that outlived the drain are not waited for.
     runtime.shutdown_background();
+    telemetry.finish();
     result
 }
 

@@ -27,7 +27,7 @@ use crate::{
     introduction,
     sessions::{PollingSession, Sessions},
     stage::{Stage, stage},
-    telemetry::LogFilter,
+    telemetry::Telemetry,
 };
 
 /// What the engine reads of a WebSocket at a time. tungstenite keeps a buffer of this size for each
@@ -63,7 +63,7 @@ pub struct Node {
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) health: Health,
-    pub(crate) log: Option<LogFilter>,
+    pub(crate) telemetry: Option<Telemetry>,
     pub(crate) app: Router,
     pub(crate) io: SocketIo<Adapter>,
     pub(crate) cluster: Cluster,
@@ -144,7 +144,7 @@ impl Node {
             sessions,
             gate,
             health,
-            log: None,
+            telemetry: None,
             app,
             io,
             cluster,
@@ -156,9 +156,9 @@ impl Node {
         })
     }
 
-    /// Lets operators change what is logged, through the admin listener.
-    pub fn with_log_filter(self, log: LogFilter) -> Self {
-        Self { log: Some(log), ..self }
+    /// Lets operators change what the process logs, and see its own metrics, through the admin listener.
+    pub fn with_telemetry(self, telemetry: Telemetry) -> Self {
+        Self { telemetry: Some(telemetry), ..self }
     }
 
     /// The Socket.IO server inside, for programs that add handlers of their own.

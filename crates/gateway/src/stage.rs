@@ -21,6 +21,7 @@ use antiphon_metrics::{GatewayMetrics, gateway::Outcome};
 use socketioxide::socket::Socket;
 use socketioxide_core::packet::Packet;
 use tokio::sync::mpsc;
+use tracing::{Instrument, Span};
 
 use crate::{
     config,
@@ -42,6 +43,8 @@ pub(crate) struct Accepted {
     /// What it holds of the stage's bound.
     pub(crate) bytes: usize,
     pub(crate) accepted: Instant,
+    /// Of its trace, if it has one.
+    pub(crate) span: Span,
     pub(crate) reply: Reply,
 }
 
@@ -81,6 +84,7 @@ struct Done {
     outcome: Outcome,
     bytes: usize,
     accepted: Instant,
+    span: Span,
     reply: Reply,
 }
 
@@ -151,7 +155,8 @@ impl Worker {
                 }
             }
             for event in events.drain(..) {
-                done.push(self.carry_out(event, &mut batch).await);
+                let span = event.span.clone();
+                done.push(self.carry_out(event, &mut batch).instrument(span).await);
                 self.pulse.beat();
             }
             batch.flush().await;
@@ -163,7 +168,7 @@ impl Worker {
     }
 
     async fn carry_out(&self, event: Accepted, batch: &mut Batch) -> Done {
-        let Accepted { socket, namespace, rule, task, bytes, accepted, reply } = event;
+        let Accepted { socket, namespace, rule, task, bytes, accepted, span, reply } = event;
         let outcome = match task {
             Task::Deliver { packet, room } => {
                 if rule.admits(room.as_deref(), || namespace.rooms(socket.id)) {
@@ -187,10 +192,11 @@ impl Worker {
                 Outcome::Ok
             }
         };
-        Done { rule, outcome, bytes, accepted, reply }
+        Done { rule, outcome, bytes, accepted, span, reply }
     }
 
-    fn answer(&self, Done { rule, outcome, bytes, accepted, reply }: Done) {
+    fn answer(&self, Done { rule, outcome, bytes, accepted, span, reply }: Done) {
+        span.record("outcome", outcome.as_str());
         rule.count(outcome);
         self.metrics.fanout_seconds.observe(accepted.elapsed());
         reply.send(outcome, &rule.name);

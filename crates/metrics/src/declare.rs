@@ -94,6 +94,12 @@ macro_rules! subsystem {
         $(#[$meta])*
         pub struct $Name { $($(#[doc = $help])+ pub $field: $Type,)+ }
 
+        impl std::fmt::Debug for $Name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($Name)).finish_non_exhaustive()
+            }
+        }
+
         impl $Name {
             /// Registers every metric of the subsystem; fails when one is there already.
             pub fn register(registry: &prometheus::Registry) -> Result<Self, prometheus::Error> {

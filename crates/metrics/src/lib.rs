@@ -17,6 +17,7 @@ pub mod bus;
 mod declare;
 pub mod gateway;
 mod process;
+pub mod traces;
 
 pub use adapter::AdapterMetrics;
 pub use bus::BusMetrics;
@@ -28,12 +29,15 @@ pub use gateway::GatewayMetrics;
 pub use process::register_process;
 pub use prometheus::{Counter, Error, IntCounter, IntGauge, Registry};
 
+pub use traces::TraceMetrics;
+
 use prometheus::{Encoder, TextEncoder};
 
-/// The registry's figures in the Prometheus text format, version 0.0.4.
-pub fn render(registry: &Registry) -> Result<String, Error> {
+/// The registries' figures in the Prometheus text format, version 0.0.4. They have no metric in common.
+pub fn render<'a>(registries: impl IntoIterator<Item = &'a Registry>) -> Result<String, Error> {
     let mut text = Vec::new();
-    TextEncoder::new().encode(&registry.gather(), &mut text)?;
+    let families: Vec<_> = registries.into_iter().flat_map(Registry::gather).collect();
+    TextEncoder::new().encode(&families, &mut text)?;
     String::from_utf8(text).map_err(|error| Error::Msg(error.to_string()))
 }
 

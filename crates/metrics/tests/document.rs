@@ -5,7 +5,8 @@
 use std::fmt::Write;
 
 use antiphon_metrics::{
-    AdapterMetrics, BusMetrics, Description, GatewayMetrics, Registry, register_process,
+    AdapterMetrics, BusMetrics, Description, GatewayMetrics, Registry, TraceMetrics,
+    register_process,
 };
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/METRICS.md");
@@ -27,6 +28,7 @@ fn it_lists_every_metric() {
         &AdapterMetrics::describe(),
     );
     section(&mut text, "Bus: the connections to Redis", &BusMetrics::describe());
+    section(&mut text, "Traces", &TraceMetrics::describe());
     process(&mut text);
     if std::env::var_os("UPDATE_METRICS").is_some() {
         std::fs::write(PATH, &text).expect("METRICS.md is writable");

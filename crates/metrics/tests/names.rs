@@ -23,7 +23,7 @@ fn names_help_and_labels_follow_the_rules() {
         assert_eq!(name.ends_with("_total"), counter, "{name}: counters end in _total");
         assert!(family.get_metric().len() <= 16, "{name}: label values are bounded");
     }
-    let text = render(&registry).expect("renders");
+    let text = render([&registry]).expect("renders");
     let line =
         r#"antiphon_gateway_events_total{event="chat_message",namespace="/",outcome="ok"} 1"#;
     assert!(text.contains(line), "{text}");
@@ -35,7 +35,7 @@ fn two_nodes_in_one_process_count_apart() {
     let a = GatewayMetrics::register(&one).expect("first");
     let _b = GatewayMetrics::register(&two).expect("second");
     a.deliveries_total.inc();
-    assert!(render(&one).expect("renders").contains("deliveries_total 1"));
-    assert!(render(&two).expect("renders").contains("deliveries_total 0"));
+    assert!(render([&one]).expect("renders").contains("deliveries_total 1"));
+    assert!(render([&two]).expect("renders").contains("deliveries_total 0"));
     assert!(GatewayMetrics::register(&one).is_err(), "twice into one registry is an error");
 }

@@ -5,7 +5,7 @@ use antiphon_adapter::{
     wire::{Flags, Opts, decode_broadcast},
 };
 use opentelemetry::trace::TracerProvider;
-use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider};
+use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 use tracing::Instrument;
 use tracing_subscriber::prelude::*;
 
@@ -30,11 +30,22 @@ async fn a_trace_crosses_nodes() {
     a.emit(everyone(), "with one").instrument(tracing::info_span!("accepted")).await;
     settle().await;
     let spans = exporter.get_finished_spans().unwrap();
-    let [sent, received] = &spans[..] else { panic!("two spans: {spans:?}") };
-    assert_eq!((&*sent.name, &*received.name), ("accepted", "received from a peer"));
-    assert_eq!(received.parent_span_id, sent.span_context.span_id());
-    assert_eq!(received.span_context.trace_id(), sent.span_context.trace_id());
-    assert!(received.parent_span_is_remote);
+    let name = |span: &SpanData| span.name.to_string();
+    let mut names: Vec<_> = spans.iter().map(name).collect();
+    names.sort();
+    assert_eq!(names, ["accepted", "fan out", "publish", "received from a peer"]);
+    let find = |name: &str, parent: &str| {
+        let parent = spans.iter().find(|span| span.name == parent).expect("it ended");
+        let is = |span: &&SpanData| {
+            span.name == name && span.parent_span_id == parent.span_context.span_id()
+        };
+        let span = spans.iter().find(is).unwrap_or_else(|| panic!("{name} in {}", parent.name));
+        assert_eq!(span.span_context.trace_id(), parent.span_context.trace_id());
+        span
+    };
+    find("publish", "accepted");
+    assert!(find("received from a peer", "publish").parent_span_is_remote);
+    find("fan out", "received from a peer");
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@
 
 use std::pin::pin;
 
-use antiphon_gateway::{Listeners, Node, Shutdown, config::Config, telemetry};
+use antiphon_gateway::{Listeners, Node, Shutdown, config::Config, telemetry::Telemetry};
 use anyhow::{Context, Result};
 use axum::serve::ListenerExt;
 use futures_util::{StreamExt, stream};
@@ -78,7 +78,7 @@ async fn antiphon(role: &Role) -> Result<()> {
     ];
     let settings = settings.map(|(key, value)| (key.to_owned(), value));
     let config = Config::load(None, std::iter::empty(), &settings)?.config;
-    telemetry::init(&config.log)?;
+    Telemetry::start(&config)?;
     let listeners = Listeners::bind(&config).await?;
     let node = Node::new(config)?;
     // Its broadcasts wait for nothing.

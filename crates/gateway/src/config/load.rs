@@ -189,6 +189,10 @@ fn typed(text: &str, default: Option<&ValueKind>, origin: &String) -> Value {
             Ok(number) => number.into(),
             Err(_) => text.into(),
         },
+        Some(ValueKind::Float(_)) => match trimmed.parse::<f64>() {
+            Ok(number) => number.into(),
+            Err(_) => text.into(),
+        },
         _ => text.into(),
     };
     Value::new(Some(origin), kind)

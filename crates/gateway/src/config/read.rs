@@ -290,6 +290,18 @@ pub(super) fn whole<T: TryFrom<i64>>(bounds: RangeInclusive<i64>) -> impl Fn(&Va
     }
 }
 
+/// A part of all: from 0 to 1.
+pub(super) fn share(value: &Value) -> Parsed<f64> {
+    let share = match value.kind {
+        ValueKind::Float(number) => Some(number),
+        ValueKind::I64(number @ 0..=1) => Some(number as f64),
+        _ => None,
+    };
+    share
+        .filter(|share| (0.0..=1.0).contains(share))
+        .ok_or_else(|| "want a number from 0 to 1".to_owned())
+}
+
 /// A number of bytes within bounds: `65536` or `"64KiB"`.
 pub(super) fn size(bounds: RangeInclusive<usize>) -> impl Fn(&Value) -> Parsed<usize> {
     move |value| {

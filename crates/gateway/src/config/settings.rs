@@ -8,8 +8,10 @@ use ipnet::IpNet;
 use super::{
     Action, Admin, AllowedOrigins, Audience, Config, Cors, Drain, EventRule, FanOut,
     ForwardingHeader, Limits, Log, LogFormat, Node, Proxy, Rate, Redis, Secret, Server, Session,
-    Stage,
-    read::{Noted, Parsed, Read, Section, address, boolean, duration, one_of, size, text, whole},
+    Stage, Traces,
+    read::{
+        Noted, Parsed, Read, Section, address, boolean, duration, one_of, share, size, text, whole,
+    },
 };
 
 /// Zero would mean "at once" for a timeout, which no client can meet; the handshake tells clients
@@ -60,6 +62,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Read<Config> {
     let admin = root.section("admin", |section| admin(section, public));
     let redis = root.section("redis", |section| redis(section, message_bytes_max));
     let log = root.section("log", log);
+    let traces = root.section("traces", traces);
 
     let mut taken = HashSet::new();
     let known = namespaces.as_ref().ok();
@@ -89,6 +92,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Read<Config> {
         admin: admin?,
         redis: redis?,
         log: log?,
+        traces: traces?,
         namespaces: namespaces?,
         events: events?,
     })
@@ -468,6 +472,18 @@ fn log(s: &mut Section<'_>) -> Read<Log> {
     });
     let format = s.get("format", one_of(&[("text", LogFormat::Text), ("json", LogFormat::Json)]));
     Ok(Log { filter: filter?, format: format? })
+}
+
+fn traces(s: &mut Section<'_>) -> Read<Traces> {
+    let endpoint = s.get("endpoint", |value| match text(value) {
+        Ok(text) if text.is_empty() => Ok(None),
+        Ok(text) if text.parse::<http::Uri>().is_ok_and(|uri| uri.scheme_str() == Some("http")) => {
+            Ok(Some(text))
+        }
+        _ => Err("want where a collector takes OTLP over HTTP, such as \"http://localhost:4318/v1/traces\"".to_owned()),
+    });
+    let sample_ratio = s.get("sample_ratio", share);
+    Ok(Traces { endpoint: endpoint?, sample_ratio: sample_ratio? })
 }
 
 const ACTIONS: [(&str, Kind); 5] = [

@@ -107,6 +107,10 @@ fn values_that_are_wrong() {
         ("drain", "deadline", r#""4s""#, "drain.spread together (5s)"),
         ("admin", "listen", r#""0.0.0.0:5000""#, "another port than server.listen"),
         ("admin", "listen", r#""127.0.0.1:5000""#, "another port than server.listen"),
+        ("traces", "sample_ratio", "1.5", "from 0 to 1"),
+        ("traces", "sample_ratio", "-1", "from 0 to 1"),
+        ("traces", "sample_ratio", "nan", "from 0 to 1"),
+        ("traces", "endpoint", r#""https://x""#, "OTLP over HTTP"),
         ("log", "filter", r#""a=b=c""#, "want a level"),
         ("log", "filter", r#""""#, "want a level"),
         ("log", "format", r#""xml""#, r#"want "text" or "json""#),
@@ -467,6 +471,15 @@ fn an_admin_address_that_others_reach_needs_a_token() {
     assert!(error.contains("admin.token: want a secret"), "{error}");
     assert!(load("", &[], &[listen, ("admin.token", "t")]).is_ok());
     assert!(load("", &[], &[("admin.listen", "[::1]:9464")]).is_ok());
+}
+
+#[test]
+fn a_share_may_come_from_every_layer() {
+    let ratio = |file, env, flags| load(file, env, flags).unwrap().config.traces.sample_ratio;
+    assert_eq!(ratio("traces.sample_ratio = 0.5", &[], &[]), 0.5);
+    assert_eq!(ratio("traces.sample_ratio = 1", &[], &[]), 1.0);
+    assert_eq!(ratio("", &[("ANTIPHON__TRACES__SAMPLE_RATIO", "0")], &[]), 0.0);
+    assert_eq!(ratio("", &[], &[("traces.sample_ratio", "0.25")]), 0.25);
 }
 
 #[test]

@@ -1,0 +1,187 @@
+//! Traces: an event followed from the client that sent it through two nodes, and a collector that never answers.
+//!
+//! Needs a redis-server (Debian: `apt-get install redis-server`).
+
+#[expect(dead_code, reason = "the tests of a node need more of it")]
+#[path = "node/client.rs"]
+mod client;
+#[expect(dead_code, reason = "the tests of a node need more of it")]
+#[path = "node/harness.rs"]
+mod harness;
+#[expect(dead_code, reason = "the tests of the bus need more of it")]
+#[path = "../../adapter/tests/bus/server.rs"]
+mod server;
+#[expect(dead_code, reason = "the tests of the bus need more of it")]
+#[path = "../../adapter/tests/bus/wait.rs"]
+mod wait;
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    net::SocketAddr,
+    process::{Child, ChildStderr, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use axum::{Router, body::Bytes, routing::post};
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest, common::v1::any_value::Value as AnyValue,
+    trace::v1::Span,
+};
+use prost::Message;
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::mpsc};
+
+use crate::{client::Client, harness::get, server::Server, wait::eventually};
+
+/// A node as a process of its own: tracing belongs to the process.
+struct Node {
+    process: Child,
+    lines: BufReader<ChildStderr>,
+    address: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Node {
+    fn start(settings: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_antiphon"));
+        let free = ["server.listen=127.0.0.1:0", "admin.listen=127.0.0.1:0", "drain.spread=0s"];
+        let logs = ["log.format=json", "log.filter=debug", "traces.sample_ratio=1"];
+        for setting in free.iter().chain(&logs).chain(settings) {
+            command.args(["--set", setting]);
+        }
+        let mut process = command.stderr(Stdio::piped()).spawn().expect("it starts");
+        let mut lines = BufReader::new(process.stderr.take().expect("piped"));
+        let started = loop {
+            let mut line = String::new();
+            assert!(lines.read_line(&mut line).expect("UTF-8") > 0, "it ended");
+            let line: Value = serde_json::from_str(&line).expect("a JSON object a line");
+            if line["message"].as_str().is_some_and(|text| text.contains("Antiphon serves")) {
+                break line;
+            }
+        };
+        let message = started["message"].as_str().expect("a text");
+        let address = message.split("http://").nth(1).and_then(|rest| rest.split('/').next());
+        let admin = started["admin"].as_str().and_then(|url| url.strip_prefix("http://"));
+        Self {
+            process,
+            lines,
+            address: address.expect("an address").parse().expect("an address"),
+            admin: admin.expect("an address").parse().expect("an address"),
+        }
+    }
+
+    async fn until_ready(&self) {
+        let ready = async {
+            while get(self.admin, "/readyz").await.0 != 200 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(harness::DEADLINE, ready).await.expect("it gets ready");
+    }
+
+    /// Stops it as a deploy does. Returns what it logged.
+    fn stop(mut self) -> Vec<Value> {
+        let pid = self.process.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill").success());
+        let mut log = String::new();
+        self.lines.read_to_string(&mut log).expect("UTF-8");
+        assert_eq!(self.process.wait().expect("it ends").code(), Some(0), "{log}");
+        log.lines().map(|line| serde_json::from_str(line).expect("a JSON object a line")).collect()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Spans, each with the node that it is from.
+type Spans = mpsc::UnboundedReceiver<(String, Span)>;
+
+async fn collector() -> (String, Spans) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}/v1/traces", listener.local_addr().expect("bound"));
+    let (take, taken) = mpsc::unbounded_channel();
+    let export = post(async move |body: Bytes| {
+        let request = ExportTraceServiceRequest::decode(body).expect("OTLP in protobuf");
+        for of_node in request.resource_spans {
+            let attributes = of_node.resource.expect("who it is").attributes;
+            let id = attributes.into_iter().find(|one| one.key == "service.instance.id");
+            let id = id.and_then(|one| one.value?.value).expect("an id");
+            let AnyValue::StringValue(id) = id else { panic!("a text: {id:?}") };
+            for span in of_node.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+                take.send((id.clone(), span)).expect("the test waits");
+            }
+        }
+    });
+    tokio::spawn(axum::serve(listener, Router::new().route("/v1/traces", export)).into_future());
+    (url, taken)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_followed_through_two_nodes() {
+    let redis = Server::start(&[]).await;
+    let (url, mut taken) = collector().await;
+    let (redis, endpoint) =
+        (format!("redis.url={}", redis.url()), format!("traces.endpoint={url}"));
+    let [a, b] = ["node.id=a", "node.id=b"].map(|id| Node::start(&[id, &redis, &endpoint]));
+    a.until_ready().await;
+    b.until_ready().await;
+    let mut sender = Client::connect(a.address).await;
+    let mut listener = Client::connect(b.address).await;
+    assert_eq!(sender.ask(1, json!(["chat_message", "hello"])).await, json!([{ "ok": true }]));
+    assert_eq!(listener.event().await, json!(["chat_message", "hello"]));
+    let [log, _] = tokio::task::spawn_blocking(|| [a, b].map(Node::stop)).await.expect("they end");
+
+    let mut spans = Vec::new();
+    while let Ok(span) = taken.try_recv() {
+        spans.push(span);
+    }
+    let find = |node: &str, name: &str, parent: Option<&Span>| {
+        let parent = parent.map_or(&[][..], |span| &span.span_id);
+        let found = spans
+            .iter()
+            .find(|(of, span)| of == node && span.name == name && span.parent_span_id == parent);
+        &found.unwrap_or_else(|| panic!("no {name} of {node}: {spans:?}")).1
+    };
+    let event = find("a", "event", None);
+    let publish = find("a", "publish", Some(event));
+    find("a", "fan out", Some(event));
+    let received = find("b", "received from a peer", Some(publish));
+    find("b", "fan out", Some(received));
+    assert_eq!(spans.len(), 5, "and nothing for each recipient: {spans:?}");
+    assert!(spans.iter().all(|(_, span)| span.trace_id == event.trace_id));
+    let outcome = event.attributes.iter().find(|one| one.key == "outcome");
+    let outcome = outcome.and_then(|one| one.value.clone()?.value);
+    assert_eq!(outcome, Some(AnyValue::StringValue("ok".to_owned())));
+
+    let trace_id: String = event.trace_id.iter().map(|byte| format!("{byte:02x}")).collect();
+    let line = log.iter().find(|line| line["message"] == "event").expect("it was logged");
+    assert_eq!((&line["node"], &line["openTelemetry"]["traceId"]), (&json!("a"), &json!(trace_id)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_never_answers_costs_nothing_but_a_counter() {
+    // Whoever connects is taken by the kernel, and hears nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let endpoint =
+        format!("traces.endpoint=http://{}/v1/traces", silent.local_addr().expect("bound"));
+    let node = Node::start(&[&endpoint, "log.filter=info"]);
+    let mut client = Client::connect(node.address).await;
+    for number in 0..500 {
+        let answer = client.ask(number, json!(["chat_message", number])).await;
+        assert_eq!(answer, json!([{ "ok": true }]));
+    }
+    // An event's span ends a little after its acknowledgement.
+    let counted = async || {
+        let (_, metrics) = get(node.admin, "/metrics").await;
+        assert!(metrics.contains("\nantiphon_traces_spans_exported_total 0\n"), "{metrics}");
+        metrics.contains("\nantiphon_traces_spans_total 1000\n")
+    };
+    eventually("every event and its fan-out is a span", harness::DEADLINE, counted).await;
+    let told = Instant::now();
+    tokio::task::spawn_blocking(|| node.stop()).await.expect("it ends");
+    assert!(told.elapsed() < Duration::from_secs(10), "it left after {:?}", told.elapsed());
+}
