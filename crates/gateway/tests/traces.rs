@@ -1,4 +1,4 @@
-//! Traces: an event followed from the client that sent it through two nodes, and a collector that never answers.
+//! Traces, of nodes as processes of their own, since tracing belongs to the process: an event followed from the client that sent it through two nodes, and a collector that never answers.
 //!
 //! Needs a redis-server (Debian: `apt-get install redis-server`).
 
@@ -8,6 +8,8 @@ mod client;
 #[expect(dead_code, reason = "the tests of a node need more of it")]
 #[path = "node/harness.rs"]
 mod harness;
+#[path = "support/process.rs"]
+mod process;
 #[expect(dead_code, reason = "the tests of the bus need more of it")]
 #[path = "../../adapter/tests/bus/server.rs"]
 mod server;
@@ -15,12 +17,7 @@ mod server;
 #[path = "../../adapter/tests/bus/wait.rs"]
 mod wait;
 
-use std::{
-    io::{BufRead, BufReader, Read},
-    net::SocketAddr,
-    process::{Child, ChildStderr, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use axum::{Router, body::Bytes, routing::post};
 use opentelemetry_proto::tonic::{
@@ -28,74 +25,10 @@ use opentelemetry_proto::tonic::{
     trace::v1::Span,
 };
 use prost::Message;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{net::TcpListener, sync::mpsc};
 
-use crate::{client::Client, harness::get, server::Server, wait::eventually};
-
-/// A node as a process of its own: tracing belongs to the process.
-struct Node {
-    process: Child,
-    lines: BufReader<ChildStderr>,
-    address: SocketAddr,
-    admin: SocketAddr,
-}
-
-impl Node {
-    fn start(settings: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_antiphon"));
-        let free = ["server.listen=127.0.0.1:0", "admin.listen=127.0.0.1:0", "drain.spread=0s"];
-        let logs = ["log.format=json", "log.filter=debug", "traces.sample_ratio=1"];
-        for setting in free.iter().chain(&logs).chain(settings) {
-            command.args(["--set", setting]);
-        }
-        let mut process = command.stderr(Stdio::piped()).spawn().expect("it starts");
-        let mut lines = BufReader::new(process.stderr.take().expect("piped"));
-        let started = loop {
-            let mut line = String::new();
-            assert!(lines.read_line(&mut line).expect("UTF-8") > 0, "it ended");
-            let line: Value = serde_json::from_str(&line).expect("a JSON object a line");
-            if line["message"].as_str().is_some_and(|text| text.contains("Antiphon serves")) {
-                break line;
-            }
-        };
-        let message = started["message"].as_str().expect("a text");
-        let address = message.split("http://").nth(1).and_then(|rest| rest.split('/').next());
-        let admin = started["admin"].as_str().and_then(|url| url.strip_prefix("http://"));
-        Self {
-            process,
-            lines,
-            address: address.expect("an address").parse().expect("an address"),
-            admin: admin.expect("an address").parse().expect("an address"),
-        }
-    }
-
-    async fn until_ready(&self) {
-        let ready = async {
-            while get(self.admin, "/readyz").await.0 != 200 {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(harness::DEADLINE, ready).await.expect("it gets ready");
-    }
-
-    /// Stops it as a deploy does. Returns what it logged.
-    fn stop(mut self) -> Vec<Value> {
-        let pid = self.process.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill").success());
-        let mut log = String::new();
-        self.lines.read_to_string(&mut log).expect("UTF-8");
-        assert_eq!(self.process.wait().expect("it ends").code(), Some(0), "{log}");
-        log.lines().map(|line| serde_json::from_str(line).expect("a JSON object a line")).collect()
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
+use crate::{client::Client, harness::get, process::Node, server::Server, wait::eventually};
 
 /// Spans, each with the node that it is from.
 type Spans = mpsc::Receiver<(String, Span)>;
@@ -126,7 +59,9 @@ async fn an_event_is_followed_through_two_nodes() {
     let (url, mut taken) = collector().await;
     let (redis, endpoint) =
         (format!("redis.url={}", redis.url()), format!("traces.endpoint={url}"));
-    let [a, b] = ["node.id=a", "node.id=b"].map(|id| Node::start(&[id, &redis, &endpoint]));
+    let settings = ["traces.sample_ratio=1", "log.filter=debug", &redis, &endpoint];
+    let start = |id| Node::start(&[&[id], &settings[..]].concat());
+    let [a, b] = ["node.id=a", "node.id=b"].map(start);
     a.until_ready().await;
     b.until_ready().await;
     let mut sender = Client::connect(a.address).await;
@@ -168,7 +103,7 @@ async fn a_collector_that_never_answers_costs_nothing_but_a_counter() {
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let endpoint =
         format!("traces.endpoint=http://{}/v1/traces", silent.local_addr().expect("bound"));
-    let node = Node::start(&[&endpoint, "log.filter=info"]);
+    let node = Node::start(&[&endpoint, "traces.sample_ratio=1"]);
     let mut client = Client::connect(node.address).await;
     for number in 0..500 {
         let answer = client.ask(number, json!(["chat_message", number])).await;
