@@ -250,9 +250,15 @@ impl Sessions {
         self.metrics.sent_bytes_total.inc_by(written as u64);
         let undelivered = &self.metrics.undelivered_total;
         self.metrics.deliveries_total.inc_by(delivered.queued);
-        undelivered.of(Undelivered::SlowConsumer).inc_by(delivered.too_slow);
-        undelivered.of(Undelivered::Volatile).inc_by(delivered.skipped);
-        undelivered.of(Undelivered::Gone).inc_by(delivered.gone);
+        for (reason, events) in [
+            (Undelivered::SlowConsumer, delivered.too_slow),
+            (Undelivered::Volatile, delivered.skipped),
+            (Undelivered::Gone, delivered.gone),
+        ] {
+            if events > 0 {
+                undelivered.of(reason).inc_by(events);
+            }
+        }
     }
 }
 
