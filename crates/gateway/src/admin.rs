@@ -82,8 +82,9 @@ async fn ready(State(admin): State<Admin>) -> Response {
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
-    // Its gauge is as old as the last look at it.
+    // Their gauges are as old as the last look at them.
     admin.health.readiness();
+    admin.health.stuck();
     match render(&admin.registries) {
         Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),

@@ -89,6 +89,12 @@ struct Conditions {
 impl Health {
     /// What is stuck, and for how long; `None` if the node is alive.
     pub(crate) fn stuck(&self) -> Option<String> {
+        let what = self.makes_no_progress();
+        self.metrics.stuck.set(what.is_some().into());
+        what
+    }
+
+    fn makes_no_progress(&self) -> Option<String> {
         let runtime = self.runtime.age();
         if runtime > STUCK_AFTER {
             return Some(format!("no task has run for {} s", runtime.as_secs()));
@@ -171,6 +177,7 @@ mod tests {
         assert_eq!(stage.stuck(), None, "there is nothing to get on with");
         stage.metrics.stage_events.set(7);
         assert!(stage.stuck().is_some_and(|what| what.contains("7 events are held")));
+        assert_eq!(stage.metrics.stuck.get(), 1);
     }
 
     #[test]

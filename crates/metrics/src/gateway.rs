@@ -183,5 +183,7 @@ subsystem! {
         draining: IntGauge,
         /// 1 if a balancer may send clients here (`/readyz`), else 0.
         ready: IntGauge,
+        /// 1 if the node makes no progress (`/healthz`), else 0.
+        stuck: IntGauge,
     }
 }
