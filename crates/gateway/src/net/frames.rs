@@ -176,6 +176,20 @@ impl EnginePackets {
         None
     }
 
+    /// How much of `bytes`, which come next, belongs to the packet that is under way or begins; `None` if it does
+    /// not end in them.
+    pub(crate) fn packet_end(&self, bytes: &[u8]) -> Option<usize> {
+        let mut ahead = self.clone();
+        let mut at = 0;
+        while at < bytes.len() {
+            at += ahead.step(&bytes[at..]);
+            if ahead.between() {
+                return Some(at);
+            }
+        }
+        None
+    }
+
     fn step(&mut self, bytes: &[u8]) -> usize {
         if !self.is_open() {
             let (seen, sought) = match usize::from(self.head.0) {

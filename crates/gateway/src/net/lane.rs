@@ -128,17 +128,15 @@ impl<S: Sink> Lane<S> {
     pub(crate) fn end(&self) -> u64 {
         let mut out = self.out();
         let gone = Outgoing { ready: true, ..Outgoing::new(out.waiting.all.clone()) };
-        let ended = mem::replace(&mut *out, gone);
+        let mut ended = mem::replace(&mut *out, gone);
         drop(out);
-        ended.pending.iter().filter(|one| one.volatile).map(|one| one.events).sum()
+        ended.clear();
+        ended.volatile_cleared
     }
 
     /// A socket is about to come into the namespace: what is sent to it waits for its CONNECT packet.
     pub(crate) fn expect(&self, namespace: Nsp) {
-        let mut out = self.out();
-        if out.ready {
-            out.door_or_new(namespace).held.push(Held::default());
-        }
+        self.out().door_or_new(namespace).held.push(Held::default());
     }
 
     /// Its CONNECT packet is in the engine's queue. `put` puts a fence into it ([`EngineQueue::fence`]).
@@ -182,8 +180,13 @@ impl<S: Sink> Lane<S> {
         put: impl FnOnce(i64) -> Result<Bytes, QueueError>,
     ) -> Result<(), QueueError> {
         let mut out = self.out();
-        // Where the lane knows nothing yet, there will be a fence before the first segment.
-        if out.position(namespace).is_some() { out.fence(namespace, put) } else { Ok(()) }
+        // Where the lane knows nothing yet, there will be a fence before the first segment; and after the CONNECT
+        // packet, while that is not in the queue.
+        let Some(at) = out.position(namespace) else { return Ok(()) };
+        match out.doors[at].held.last() {
+            Some(Held { fence: None, .. }) => Ok(()),
+            _ => out.fence(namespace, put),
+        }
     }
 
     /// Sends to the socket in `namespace`; no more than `bytes_max` may wait, but for a first segment.
@@ -204,11 +207,12 @@ impl<S: Sink> Lane<S> {
         (result, mem::take(&mut out.progress))
     }
 
-    /// Writes what is pending, unless the engine is in the middle of a packet. `WouldBlock` if the client does not
-    /// take it.
+    /// Writes what is pending, unless the engine is in the middle of a packet; of what came after one that waits for
+    /// its turn, nothing. `WouldBlock` if the client does not take it.
     pub(crate) fn flush(&self) -> (io::Result<()>, Progress) {
         let mut out = self.out();
-        let result = if out.packets.between() { out.flush(usize::MAX) } else { Ok(()) };
+        let limit = out.before_engine.unwrap_or(usize::MAX);
+        let result = if out.packets.between() { out.flush(limit) } else { Ok(()) };
         (result, mem::take(&mut out.progress))
     }
 
@@ -243,6 +247,8 @@ struct Outgoing<S> {
     doors: SmallVec<[Door; 1]>,
     fences: u32,
     progress: Progress,
+    // Volatile events that came too late for the close frame: nobody has counted them.
+    volatile_cleared: u64,
 }
 
 /// Bytes that wait.
@@ -286,6 +292,7 @@ impl<S> Outgoing<S> {
             doors: SmallVec::new(),
             fences: 0,
             progress: Progress::default(),
+            volatile_cleared: 0,
         }
     }
 }
@@ -444,38 +451,52 @@ impl<S: Sink> Outgoing<S> {
             }
             self.before_engine = None;
         }
-        let until = match self.doors.iter().all(|door| door.held.is_empty()) {
-            true => bytes.len(),
-            false => {
-                let fence = self.packets.find(bytes, |rest| self.is_fence(rest).is_some());
-                fence.unwrap_or(bytes.len())
-            }
-        };
+        let mut until = bytes.len();
+        if !self.pending.is_empty() {
+            // What is behind this packet came later, and may not overtake what is pending.
+            until = self.packets.packet_end(bytes).unwrap_or(until);
+        }
+        if self.doors.iter().any(|door| !door.held.is_empty()) {
+            let fence = self.packets.find(&bytes[..until], |rest| self.is_fence(rest).is_some());
+            until = fence.unwrap_or(until);
+        }
         let sink = self.sink.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         let written = sink.try_write(&[IoSlice::new(&bytes[..until])])?;
         self.progress.bytes += written;
         self.packets.advance(&bytes[..written]);
         if self.packets.closed() {
-            self.pending.clear();
-            self.doors.clear();
-            self.waiting.sub(self.waiting.bytes);
+            self.clear();
         }
         Ok(written)
     }
 
-    /// Which door a fence belongs to that comes next out of the engine, and how long it is.
-    fn is_fence(&self, bytes: &[u8]) -> Option<(usize, usize)> {
-        self.doors.iter().enumerate().find_map(|(at, door)| {
-            let fence = door.held.first()?.fence.as_ref()?;
-            bytes.starts_with(fence).then_some((at, fence.len()))
+    /// Drops what waits: it can not be written any more.
+    fn clear(&mut self) {
+        self.volatile_cleared += self.drop_volatile();
+        self.pending.clear();
+        self.doors.clear();
+        self.waiting.sub(self.waiting.bytes);
+    }
+
+    /// Which door a fence belongs to that comes next out of the engine, how much of what is held there waits for no
+    /// later one, and how long it is.
+    fn is_fence(&self, bytes: &[u8]) -> Option<(usize, usize, usize)> {
+        self.doors.iter().enumerate().find_map(|(door, Door { held, .. })| {
+            let (last, length) = held.iter().enumerate().find_map(|(at, held)| {
+                let fence = held.fence.as_ref()?;
+                bytes.starts_with(fence).then_some((at, fence.len()))
+            })?;
+            Some((door, last + 1, length))
         })
     }
 
     /// Takes a fence out of what the engine writes, and lets go what waited for it.
     fn take_fence(&mut self, bytes: &[u8]) -> Option<usize> {
-        let (at, length) = self.is_fence(bytes)?;
-        let held = self.doors[at].held.remove(0);
-        for segment in held.segments {
+        let (door, count, length) = self.is_fence(bytes)?;
+        // A fence before it that has not come out never will: the engine drops, without a word, what it gets for a
+        // socket that leaves just then.
+        let held: Vec<_> = self.doors[door].held.drain(..count).collect();
+        for segment in held.into_iter().flat_map(|held| held.segments) {
             self.waiting.sub(segment.frames.len());
             self.push(segment);
         }
