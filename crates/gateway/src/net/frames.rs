@@ -328,4 +328,96 @@ mod tests {
             }
         }
     }
+
+    const HEAD: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nx: \r\r\ny: HTTP/1.1\r\n\r\n";
+
+    /// A packet of the engine, of a kind and with so large a payload in its first frame, at least.
+    fn packet(kind: usize, size: usize) -> Vec<u8> {
+        let begins: &[u8] = match kind {
+            0 => b"42[1]",
+            1 => b"451-[]",
+            2 => b"462-/chat,7[]",
+            3 => b"450-[]",
+            4 => b"4512[]",  // Nothing that has attachments.
+            5 => b"b451-[]", // Text all the same.
+            6 => b"45",
+            _ => b"",
+        };
+        let attachments = [0, 1, 2][if kind < 3 { kind } else { 0 }];
+        let mut bytes = Vec::new();
+        write_frame(&mut bytes, false, &[begins, &vec![b'x'; size.saturating_sub(begins.len())]]);
+        for at in 0..attachments {
+            bytes.extend(frame(0x8a, 2, false)); // A pong may come in between.
+            write_frame(&mut bytes, true, &[&vec![0x81; if at == 0 { size } else { 0 }]]);
+        }
+        if kind == 8 { frame(PING, size.min(125), false) } else { bytes }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn packets_of_the_engine_are_followed_wherever_they_are_cut(
+            packets in prop::collection::vec((0..9usize, sizes()), 0..6),
+            cuts in prop::collection::vec(1..5000usize, 1..40),
+            refused in any::<bool>(),
+            closed in any::<bool>(),
+        ) {
+            // What is not a 101 goes before it.
+            let mut stream = if refused { b"HTTP/1.1 100 Continue\r\n\r\n".to_vec() } else { Vec::new() };
+            stream.extend(HEAD);
+            let mut starts = vec![stream.len()];
+            for (kind, size) in packets {
+                stream.extend(packet(kind, size));
+                starts.push(stream.len());
+            }
+            let close_from = stream.len();
+            if closed {
+                stream.extend(frame(0x88, 2, false));
+                starts.push(stream.len());
+            }
+            let mut engine = EnginePackets::default();
+            let mut at = 0;
+            for cut in cuts.into_iter().cycle() {
+                prop_assert_eq!(engine.between(), starts.contains(&at), "at {}", at);
+                prop_assert_eq!(engine.closed(), at >= close_from + 2);
+                if at == stream.len() {
+                    break;
+                }
+                let rest = &stream[at..];
+                let asked = std::cell::RefCell::new(Vec::new());
+                let found = engine.find(rest, |there| {
+                    asked.borrow_mut().push(stream.len() - there.len());
+                    false
+                });
+                prop_assert_eq!(found, None);
+                let ahead = |start: &&usize| (at..stream.len()).contains(*start);
+                let begin: Vec<_> = starts.iter().filter(ahead).copied().collect();
+                prop_assert_eq!(asked.into_inner(), begin.clone());
+                prop_assert_eq!(engine.find(rest, |_| true), begin.first().map(|start| start - at));
+                let end = starts.iter().find(|start| **start > at);
+                prop_assert_eq!(engine.packet_end(rest), end.map(|end| end - at));
+                let next = stream.len().min(at + cut);
+                engine.advance(&stream[at..next]);
+                at = next;
+            }
+        }
+    }
+
+    #[test]
+    fn attachments_are_counted_as_the_parser_writes_them() {
+        for (text, expected) in [
+            ("451-[]", 1),
+            ("4612-/chat,3[]", 12),
+            ("45999999999-", 999_999_999),
+            ("45-[]", 0),
+            ("450-[]", 0),
+            ("451[]", 0),
+            ("45", 0),
+            ("", 0),
+            ("421-[]", 0),
+            ("351-[]", 0),
+        ] {
+            assert_eq!(attachments(text.as_bytes()), expected, "{text}");
+        }
+    }
 }
