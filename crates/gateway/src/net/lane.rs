@@ -18,6 +18,9 @@
 //! - The lock is held for a write that cannot block, never while something is waited for.
 //! - No work for a connection that is gone: it takes the write half away with it.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod model;
+
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
