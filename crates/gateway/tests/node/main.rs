@@ -7,6 +7,7 @@ mod command;
 mod drain;
 mod examples;
 mod harness;
+mod lane;
 mod order;
 mod proxies;
 mod rules;
