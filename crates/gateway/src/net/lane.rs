@@ -19,7 +19,7 @@
 //! - No work for a connection that is gone: it takes the write half away with it.
 
 #[cfg(any(test, fuzzing))]
-pub(super) mod model;
+pub(crate) mod model;
 
 use std::{
     collections::VecDeque,
@@ -244,7 +244,7 @@ struct Outgoing<S> {
     taken: u64,
     // Of everything that waits, pending or held.
     waiting: Waiting,
-    // What was pending when the engine came.
+    // What was pending when the engine came with a packet that waits to be written, and still is.
     before_engine: Option<usize>,
     // Namespaces that the lane knows; few clients have more than one.
     doors: SmallVec<[Door; 1]>,
@@ -369,7 +369,8 @@ impl<S: Sink> Outgoing<S> {
             },
         };
         let held = !self.doors[at].held.is_empty();
-        if !held && self.pending.is_empty() && self.packets.between() {
+        let engine_waits = self.before_engine.is_some();
+        if !held && self.pending.is_empty() && self.packets.between() && !engine_waits {
             return self.write_through(segment);
         }
         let mut replaced = 0;
@@ -447,12 +448,9 @@ impl<S: Sink> Outgoing<S> {
             if let Some(length) = self.take_fence(bytes) {
                 return Ok(length);
             }
-            if !self.pending.is_empty() {
-                let before = self.before_engine.unwrap_or_else(|| self.pending_bytes());
-                self.before_engine = Some(before);
-                self.flush(before)?;
-            }
-            self.before_engine = None;
+            let before = self.before_engine.unwrap_or_else(|| self.pending_bytes());
+            self.before_engine = Some(before);
+            self.flush(before)?;
         }
         let mut until = bytes.len();
         if !self.pending.is_empty() {
@@ -465,6 +463,7 @@ impl<S: Sink> Outgoing<S> {
         }
         let sink = self.sink.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         let written = sink.try_write(&[IoSlice::new(&bytes[..until])])?;
+        self.before_engine = None;
         self.progress.bytes += written;
         self.packets.advance(&bytes[..written]);
         if self.packets.closed() {
