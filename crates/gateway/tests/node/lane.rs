@@ -441,11 +441,42 @@ async fn attachments_follow_their_event_in_both_protocols() {
     }
 }
 
+/// The next event of a client in two namespaces: whether it is of the second, and its number.
+async fn numbered(client: &mut Raw) -> (bool, u64) {
+    let text = client.text().await;
+    let (event, attached) = match text.strip_prefix("451-") {
+        Some(event) => (event, true),
+        None => (text.strip_prefix("42").unwrap_or_else(|| panic!("{text:.40}")), false),
+    };
+    let (event, other) = match event.strip_prefix("/other,") {
+        Some(event) => (event, true),
+        None => (event, false),
+    };
+    if attached {
+        assert!(client.frame().await == (2, vec![7; ATTACHMENT_BYTES]), "what belongs to it");
+    }
+    let event = event.trim_start_matches(|c: char| c.is_ascii_digit());
+    let event: Value = serde_json::from_str(event).expect("JSON");
+    (other, event[1].as_u64().expect("a number"))
+}
+
+/// More than the kernel takes at once.
+const ATTACHMENT_BYTES: usize = 3_000_000;
+
+/// They go by the engine, which alone numbers acknowledgements, and the others by the lane.
 #[tokio::test]
 async fn what_asks_for_acknowledgements_keeps_its_place() {
-    let pairs = [("server.listen", "127.0.0.1:0"), ("admin.listen", "127.0.0.1:0")];
+    const ROUNDS: u64 = 12;
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("a temporary file");
+    std::fs::write(file.path(), RULES).expect("the file is writable");
+    let pairs = [
+        ("server.listen", "127.0.0.1:0"),
+        ("admin.listen", "127.0.0.1:0"),
+        ("session.send_queue_bytes", "100MB"),
+    ];
     let pairs = pairs.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    let config = Config::load(None, std::iter::empty(), &pairs).expect("valid").config;
+    let config = Config::load(Some(file.path()), std::iter::empty(), &pairs);
+    let config = config.expect("valid").config;
     let listeners = Listeners::bind(&config).await.expect("free ports");
     let address = listeners.public.local_addr().expect("bound");
     let node = Node::new(config).expect("a node");
@@ -453,32 +484,53 @@ async fn what_asks_for_acknowledgements_keeps_its_place() {
     let shutdown = Shutdown::default();
     let serving = tokio::spawn(node.serve(listeners, shutdown.clone()));
 
-    let mut late = Raw::connect(address, 4).await;
-    let mut reader = Client::connect(address).await;
-    let mut everyone = BroadcastOptions::default();
-    everyone.add_flag(BroadcastFlags::Broadcast);
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = Raw::connect(address, 4).await;
+        client.stream.write_all(b"\x81\x89\0\0\0\x0040/other,").await.expect("written");
+        assert!(client.text().await.starts_with("40/other,"));
+        clients.push(client);
+    }
+    // One reads from the start, the others when the kernel takes nothing more for them.
+    let mut early = clients.pop().expect("three");
     let reading = tokio::spawn(async move {
-        for number in 0..150 {
-            assert_eq!(reader.event().await[1], number);
+        for _ in 0..3 * ROUNDS + ROUNDS / 2 {
+            numbered(&mut early).await;
         }
     });
-    for number in 0..50 {
-        let event = |number: usize, length| {
-            let text = json!(["event", number, "x".repeat(length)]).to_string();
-            Outgoing::event("/", Text::Str(text.into(), None))
-        };
-        // The first waits for the client that does not read, the last is short.
-        namespace.broadcast(event(number * 3, 50_000), everyone.clone()).await;
-        let asked = io.of("/").expect("there").broadcast().timeout(DEADLINE);
-        drop(asked.emit_with_ack::<_, Value>("event", &(number * 3 + 1)).await.expect("asked"));
-        namespace.broadcast(event(number * 3 + 2, 0), everyone.clone()).await;
+    let mut everyone = BroadcastOptions::default();
+    everyone.add_flag(BroadcastFlags::Broadcast);
+    let event = |number: u64, length| {
+        let text = json!(["event", number, "x".repeat(length)]).to_string();
+        Outgoing::event("/", Text::Str(text.into(), None))
+    };
+    let ask = async |path: &'static str, number: u64| {
+        let asked = io.of(path).expect("there").broadcast().timeout(DEADLINE);
+        let attachment = rmpv::Value::Binary(vec![7; ATTACHMENT_BYTES]);
+        drop(asked.emit_with_ack::<_, Value>("event", &(number, attachment)).await.expect("asked"));
+    };
+    let mut sent = [0, 0];
+    let mut next = |space: usize| {
+        sent[space] += 1;
+        sent[space] - 1
+    };
+    for round in 0..ROUNDS {
+        namespace.broadcast(event(next(0), 50_000), everyone.clone()).await;
+        ask("/other", next(1)).await;
+        // From half way on, also where the events are.
+        if round >= ROUNDS / 2 {
+            ask("/", next(0)).await;
+        }
+        namespace.broadcast(event(next(0), 0), everyone.clone()).await;
     }
-    reading.await.expect("in order");
-    for number in 0..150 {
-        let text = late.text().await;
-        let event = text.strip_prefix("42").expect("an event");
-        let event = event.trim_start_matches(|c: char| c.is_ascii_digit());
-        assert_eq!(serde_json::from_str::<Value>(event).expect("JSON")[1], number);
+    reading.await.expect("all of it");
+    for mut client in clients {
+        let mut next = [0, 0];
+        while next != sent {
+            let (other, number) = numbered(&mut client).await;
+            assert_eq!(number, next[usize::from(other)], "in order");
+            next[usize::from(other)] += 1;
+        }
     }
     shutdown.drain.cancel();
     let ended = timeout(DEADLINE, serving).await.expect("in time");
