@@ -29,6 +29,13 @@ pub use server::{BuildError, Node};
 
 use config::Config;
 
+/// Plays a script on a connection's lane: for `fuzz/`, which sees nothing that is private.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub fn play_lane(script: &[u8]) {
+    net::play_lane(script);
+}
+
 /// Why a node ended other than by being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {

@@ -18,6 +18,8 @@ pub(crate) use admission::{Admission, Permit};
 pub(crate) use conn::{ConnHandle, Owner};
 pub(crate) use forwarded::client_address;
 pub(crate) use frames::write_frame;
+#[cfg(fuzzing)]
+pub(crate) use lane::model::play as play_lane;
 pub(crate) use lane::{EngineQueue, Lane, Nsp, Segment, Sent};
 
 use std::{
