@@ -12,6 +12,7 @@ mod events;
 mod fanout;
 mod handshake;
 mod health;
+mod healthcheck;
 mod introduction;
 mod lifecycle;
 mod net;
@@ -24,6 +25,7 @@ pub mod telemetry;
 
 pub use cluster::ClusterError;
 pub use events::Adapter;
+pub use healthcheck::{Unhealthy, healthcheck};
 pub use lifecycle::{BindError, Listeners, ServeError, Shutdown};
 pub use server::{BuildError, Node};
 

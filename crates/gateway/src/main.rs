@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use antiphon_gateway::{
     BuildError, Listeners, Node, Shutdown,
     config::{Config, Loaded, environment},
+    healthcheck,
     telemetry::Telemetry,
 };
 use anyhow::Context;
@@ -47,6 +48,8 @@ enum Command {
     CheckConfig,
     /// Print the effective settings as a configuration file; secrets are redacted
     PrintConfig,
+    /// Ask the node that runs with these settings, on this machine, whether it is alive
+    Healthcheck,
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {
@@ -77,15 +80,19 @@ fn main() -> ExitCode {
     match args.command {
         Some(Command::CheckConfig) => println!("the configuration is valid"),
         Some(Command::PrintConfig) => print!("{}", loaded.to_toml()),
-        None => {
-            if let Err(error) = serve(loaded) {
-                // {:#}: the whole chain of causes, once, here where it is handled.
-                eprintln!("antiphon: {error:#}");
-                return exit_code(&error);
-            }
+        Some(Command::Healthcheck) => {
+            return finish(healthcheck(loaded.config.admin.listen).map_err(anyhow::Error::from));
         }
+        None => return finish(serve(loaded)),
     }
     ExitCode::SUCCESS
+}
+
+fn finish(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    // {:#}: the whole chain of causes, once, here where it is handled.
+    eprintln!("antiphon: {error:#}");
+    exit_code(&error)
 }
 
 /// Settings that only show to be wrong when they are used, such as a file that is not there, are wrong

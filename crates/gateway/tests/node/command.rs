@@ -1,7 +1,7 @@
 //! The `antiphon` command as people and init systems meet it.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener},
     process::{Child, Command, Output, Stdio},
 };
@@ -119,6 +119,53 @@ fn a_port_in_use_is_named_with_what_to_do() {
     let (code, _, stderr) = output(&mut antiphon(&["--listen", &address]));
     assert_eq!(code, Some(1));
     for part in [&*address, "server.listen", "another program has port", "ss -ltnp"] {
+        assert!(stderr.contains(part), "{part}: {stderr}");
+    }
+}
+
+/// One that answers every request with `answer`; with an empty one it never answers.
+fn stub(answer: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string();
+    std::thread::spawn(move || {
+        let mut asked = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(answer.as_bytes());
+            if answer.is_empty() {
+                asked.push(stream);
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn a_health_check_asks_the_node_with_the_same_settings() {
+    let free = ["--listen", "127.0.0.1:0", "--admin-listen", "0.0.0.0:0"];
+    let (_node, _lines, start) = Running::start(&free);
+    let port =
+        start.split("admin=\"http://0.0.0.0:").nth(1).and_then(|rest| rest.split('"').next());
+    // As it is in a container: all interfaces, and from the environment.
+    let mut command = antiphon(&["healthcheck"]);
+    command.env("ANTIPHON__ADMIN__LISTEN", format!("0.0.0.0:{}", port.expect("a port")));
+    assert_eq!(output(&mut command), (Some(0), String::new(), String::new()));
+
+    let nobody = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr();
+    let nobody = nobody.expect("bound").to_string();
+    let unwell = stub("HTTP/1.1 503 Service Unavailable\r\n\r\nstuck");
+    for (listen, part) in [
+        (&*nobody, "refused"),
+        (&unwell, "503 Service Unavailable\r\n\r\nstuck"),
+        (&stub("SSH-2.0-OpenSSH_9.2\r\n200"), "SSH-2.0"),
+        (&stub(""), "no answer from"),
+        ("", "admin.listen is off"),
+        ("127.0.0.1:0", "give it a port"),
+    ] {
+        let (code, stdout, stderr) =
+            output(&mut antiphon(&["healthcheck", "--admin-listen", listen]));
+        assert_eq!((code, &*stdout), (Some(1), ""), "{stderr}");
         assert!(stderr.contains(part), "{part}: {stderr}");
     }
 }
