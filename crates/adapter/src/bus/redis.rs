@@ -141,7 +141,10 @@ fn setup(error: RedisError) -> Setup {
 
 fn client(redis: &RedisSettings) -> RedisResult<Client> {
     let info = redis.url.as_str().into_connection_info()?;
-    let tcp = info.tcp_settings().clone().set_nodelay(true);
+    // A connection that is given up must not go on by itself: what the kernel still holds of it would reach Redis
+    // when the network is back, late, behind what was published since, and counted as lost. Otherwise a
+    // connection is only closed when all is answered.
+    let tcp = info.tcp_settings().clone().set_nodelay(true).set_linger_time(Duration::ZERO);
     let info = authentication(redis, info).set_tcp_settings(tcp);
     if !matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
         if redis.tls_authorities.is_some() || redis.tls_identity.is_some() {
