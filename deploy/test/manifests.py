@@ -76,7 +76,7 @@ def settings(toml, environment):
 def drain_s(known):
     """How long a node may take to end."""
     drain = known["drain"]
-    return seconds(drain.get("delay", "0s")) + seconds(drain["deadline"]) + AFTER_DRAIN_S
+    return seconds(drain["deadline"]) + AFTER_DRAIN_S
 
 
 class Cluster:
@@ -231,12 +231,14 @@ def port_names(cluster):
                         yield f"{call(policy)}: lets out to port {port['port']}, which is not there"
     for monitor in cluster.of("PodMonitor"):
         for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+            if "authorization" not in endpoint:
+                yield f"{call(monitor)}: has no token"
             if not all(among(work, endpoint["port"]) for work in cluster.selected(monitor["spec"]["selector"])):
                 yield f"{call(monitor)}: asks port {endpoint['port']}, which is not there"
 
 
 def references(cluster):
-    manual = (ROOT / "k8s/README.md").read_text()
+    manual = (ROOT / "k8s/README.md").read_text().replace("\\\n", "")
 
     def told(secret, key):
         """Secrets are not in here: k8s/README.md says how to make them."""
@@ -544,6 +546,8 @@ def compose(file):
         return
     if seconds(node.get("stop_grace_period", "10s")) < drain_s(known):
         yield f"node: killed after {node.get('stop_grace_period', '10s')}, but leaving may take {drain_s(known):g} s"
+    if environment["ANTIPHON__ADMIN__TOKEN"] != str(services["prometheus"]["environment"]["ADMIN_TOKEN"]):
+        yield "prometheus: has another token than the nodes"
     if not known["admin"]["listen"].startswith("0.0.0.0:"):
         yield "node: the balancer cannot ask how it is (admin.listen)"
     if environment["ANTIPHON__REDIS__PASSWORD"] != str(services["redis"]["environment"]["REDIS_PASSWORD"]):
@@ -673,9 +677,10 @@ MISTAKES = (
     (variable("ANTIPHON__REDIS__PASSWORD", "secret"), "not from a Secret"),
     (drop(f"{POD}.enableServiceLinks"), "enableServiceLinks"),
     (put(f"{FIRST}.args", []), "no workload is started with"),
-    (put(f"{POD}.terminationGracePeriodSeconds", 30), "killed after 30 s"),
-    (variable("ANTIPHON__DRAIN__DEADLINE", "60s"), "may take 68 s"),
-    (put(f"{FIRST}.lifecycle.preStop", {"exec": {"command": ["sleep", "5"]}}), "no shell"),
+    (put(f"{POD}.terminationGracePeriodSeconds", 20), "killed after 20 s"),
+    (variable("ANTIPHON__DRAIN__DEADLINE", "60s"), "may take 63 s"),
+    (put(f"{FIRST}.lifecycle", {"preStop": {"exec": {"command": ["sleep", "5"]}}}), "no shell"),
+    (put(f"{FIRST}.lifecycle", {"preStop": {"sleep": {"seconds": 30}}}), "may take 58 s"),
     (put("Deployment/antiphon spec.strategy.rollingUpdate.maxUnavailable", 1), "takes a node away"),
     (put("HorizontalPodAutoscaler/antiphon spec.scaleTargetRef.name", "gateway"), "no Deployment gateway"),
     (put("HorizontalPodAutoscaler/antiphon spec.minReplicas", 20), "minReplicas 20"),
@@ -705,6 +710,7 @@ COMPOSE_MISTAKES = (
     ("a variable with a mistake", lambda file: file["services"]["node"]["environment"].update(ANTIPHON__REDIS__URI="x"), "ANTIPHON__REDIS__URI"),
     ("loopback in a container", lambda file: file["services"]["node"]["environment"].update(ANTIPHON__ADMIN__LISTEN="127.0.0.1:9464"), "admin.listen"),
     ("two passwords", lambda file: file["services"]["redis"]["environment"].update(REDIS_PASSWORD="other"), "another password"),
+    ("two tokens", lambda file: file["services"]["prometheus"]["environment"].update(ADMIN_TOKEN="other"), "another token"),
     ("Redis within reach", lambda file: file["networks"]["redis"].pop("internal"), "leads out"),
     ("a node within reach", lambda file: file["services"]["node"]["networks"].update(public=None), "no business"),
     ("a container that may write", lambda file: file["services"]["redis"].pop("read_only"), "more than it needs"),
