@@ -143,13 +143,14 @@ fn stub(answer: &'static str) -> String {
 
 #[test]
 fn a_health_check_asks_the_node_with_the_same_settings() {
-    let free = ["--listen", "127.0.0.1:0", "--admin-listen", "0.0.0.0:0"];
+    let free = ["--listen", "127.0.0.1:0", "--admin-listen", "0.0.0.0:0", "--set", "admin.token=t"];
     let (_node, _lines, start) = Running::start(&free);
     let port =
         start.split("admin=\"http://0.0.0.0:").nth(1).and_then(|rest| rest.split('"').next());
     // As it is in a container: all interfaces, and from the environment.
     let mut command = antiphon(&["healthcheck"]);
     command.env("ANTIPHON__ADMIN__LISTEN", format!("0.0.0.0:{}", port.expect("a port")));
+    command.env("ANTIPHON__ADMIN__TOKEN", "t");
     assert_eq!(output(&mut command), (Some(0), String::new(), String::new()));
 
     let nobody = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr();
