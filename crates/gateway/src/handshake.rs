@@ -35,6 +35,7 @@ use crate::{
     config::{AllowedOrigins, Config},
     eio3,
     net::{Admission, Owner, Peer, client_address},
+    server::POLL_ANSWER_BYTES_MAX,
     sessions::{Session, Sessions},
 };
 
@@ -154,7 +155,8 @@ async fn admit(
         return Ok(websocket(&query, request, next, peer, session).await);
     }
     if query.sid.is_none() {
-        return Ok(identify(&session, next.run(request).await).await);
+        let max_bytes = gate.config.limits.max_message_bytes;
+        return Ok(identify(&session, next.run(request).await, max_bytes).await);
     }
     if request.method() == Method::POST {
         let request = with_whole_body(gate, request, &session).await?;
@@ -216,8 +218,8 @@ async fn websocket(
 }
 
 /// Reads the session's id out of the engine's answer to a polling handshake: the client may come
-/// back with it before it has connected to any namespace.
-async fn identify(session: &Arc<Session>, response: Response) -> Response {
+/// back with it before it has connected to any namespace. And puts into it how much the client may send at a time.
+async fn identify(session: &Arc<Session>, response: Response, max_bytes: usize) -> Response {
     #[derive(Deserialize)]
     struct Open {
         sid: Sid,
@@ -228,7 +230,14 @@ async fn identify(session: &Arc<Session>, response: Response) -> Response {
         if let Some(Ok(open)) = json.map(serde_json::from_slice::<Open>) {
             session.identify(open.sid);
         }
-        None
+        // In the room of the number that is there, because Engine.IO 3 puts the packet's length before it.
+        let key = br#""maxPayload":"#;
+        let number = POLL_ANSWER_BYTES_MAX.to_string();
+        let at = body.windows(key.len()).position(|part| part == key)? + key.len();
+        let mut body = body.to_vec();
+        let place = body.get_mut(at..at + number.len())?;
+        place.copy_from_slice(format!("{max_bytes:<width$}", width = number.len()).as_bytes());
+        Some(body)
     })
     .await
 }

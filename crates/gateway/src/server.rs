@@ -34,6 +34,12 @@ use crate::{
 /// connection; chat messages are smaller, and larger ones only take more reads.
 const WEBSOCKET_READ_BUFFER_BYTES: usize = 512;
 
+/// The largest answer to a poll, as far as the engine is concerned. What may wait for a client is bounded elsewhere; were
+/// this the bound, the packet that does not fit any more would be lost when the client goes over to a WebSocket: the
+/// engine sets it aside for the next poll. It also takes this for the largest request, which `handshake.rs` bounds, and
+/// tells clients so, where `handshake.rs` corrects it.
+pub(crate) const POLL_ANSWER_BYTES_MAX: u64 = i32::MAX as u64;
+
 /// How often rooms are counted.
 const ROOMS_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -206,7 +212,7 @@ fn engine(config: &Config, cluster: Cluster, routes: Router) -> (Engine, SocketI
         .connect_timeout(session.connect_timeout)
         .upgrade_timeout(session.upgrade_timeout)
         .max_buffer_size(session.send_queue_packets)
-        .max_payload(limits.max_message_bytes as u64)
+        .max_payload(POLL_ANSWER_BYTES_MAX)
         .ws_max_message_size(limits.max_message_bytes)
         .ws_max_frame_size(limits.max_message_bytes)
         .ws_read_buffer_size(WEBSOCKET_READ_BUFFER_BYTES)

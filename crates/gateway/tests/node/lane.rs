@@ -564,3 +564,31 @@ async fn who_sends_more_than_the_stage_takes_is_refused() {
     client.leave().await;
     node.until_empty().await;
 }
+
+#[tokio::test]
+async fn going_over_from_polling_loses_nothing_of_what_is_more_than_one_answer() {
+    let node = TestNode::start(&[("limits.max_message_bytes", "1024")]).await;
+    let (_, open) = get(node.address, "/socket.io/?EIO=4&transport=polling").await;
+    let open: Value = serde_json::from_str(&open[1..]).expect("an open packet");
+    assert_eq!(open["maxPayload"], 1024, "what the client may send at a time");
+    let sid = open["sid"].as_str().expect("an id");
+    let path = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
+    post(node.address, &path, "40").await;
+    let mut sender = Client::connect(node.address).await;
+    // The CONNECT packet is in the first answer, and more events than fit into a message wait behind it.
+    let filler = "x".repeat(500);
+    for number in 0..6 {
+        sender.ask(number, json!(["chat_message", number, filler])).await;
+    }
+    let mut events = Vec::new();
+    poll(node.address, &path, &mut events).await;
+    let mut client = Client::upgrading(node.address, sid).await.expect("the handshake");
+    client.probe().await;
+    sender.ask(6, json!(["chat_message", 6, "the last"])).await;
+    while events.last() != Some(&6) {
+        if let Packet::Event(event, _) = client.next().await {
+            events.push(event[1].as_u64().expect("a number"));
+        }
+    }
+    assert_eq!(events, [0, 1, 2, 3, 4, 5, 6]);
+}
