@@ -149,7 +149,7 @@ const CONNECT_FAILURES: Metric = Metric {
 const STEADY: &[Metric] = &[P50, P99, CPU, LOST, REORDERED];
 
 /// In the order in which they are done.
-pub(super) static MEASUREMENTS: [Measurement; 7] = [
+pub(super) static MEASUREMENTS: [Measurement; 8] = [
     Measurement {
         name: "saturated",
         title: "As many messages as it can take, each to everyone: 100 are always on their way",
@@ -197,6 +197,14 @@ pub(super) static MEASUREMENTS: [Measurement; 7] = [
         quick_load: "idle --clients 1000 --ramp 1000000/s --duration 2s",
         nodes: 1,
         metrics: &[ALL_IN, CONNECT_P99, CONNECT_FAILURES],
+    },
+    Measurement {
+        name: "crowd",
+        title: "10 messages a second, each to a great many",
+        load: "chat --clients 10000 --senders 10 --bytes 128 --rate 10 --duration 10s --warm-up 2s",
+        quick_load: "chat --clients 1000 --senders 10 --bytes 128 --rate 10 --duration 2s --warm-up 1s",
+        nodes: 1,
+        metrics: STEADY,
     },
     Measurement {
         name: "through-redis",
