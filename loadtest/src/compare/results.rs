@@ -346,7 +346,7 @@ mod tests {
             rounds: 3,
             ended_early: false,
             peers: vec![Peer::Antiphon, Peer::Socketioxide, Peer::NodeUws, Peer::Bun],
-            measurements: vec![&MEASUREMENTS[0], &MEASUREMENTS[6]],
+            measurements: vec![&MEASUREMENTS[0], &MEASUREMENTS[7]],
             runs,
         }
     }
