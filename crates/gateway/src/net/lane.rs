@@ -373,16 +373,11 @@ impl<S: Sink> Outgoing<S> {
         if !held && self.pending.is_empty() && self.packets.between() && !engine_waits {
             return self.write_through(segment);
         }
-        let mut replaced = 0;
-        if segment.volatile && !held {
-            replaced = self.drop_volatile();
-        }
+        let replaced = if segment.volatile && !held { self.drop_volatile() } else { 0 };
         let bytes = segment.frames.len();
         if self.waiting.bytes > 0 && self.waiting.bytes + bytes > bytes_max {
             return if segment.volatile { Sent::Skipped { replaced } } else { Sent::Full };
         }
-        let wake = self.pending.is_empty();
-        let volatile = segment.volatile && !held;
         match self.doors[at].held.last_mut() {
             Some(held) => {
                 segment.volatile = false;
@@ -391,12 +386,19 @@ impl<S: Sink> Outgoing<S> {
                 Sent::Accepted { written: 0, wake: false }
             }
             None => {
-                self.push(segment);
-                match volatile {
-                    true => Sent::Volatile { wake, replaced },
-                    false => Sent::Accepted { written: 0, wake },
-                }
+                let wake = self.pending.is_empty();
+                self.wait(segment, wake, replaced)
             }
+        }
+    }
+
+    /// Puts a segment behind what is pending, none of it written yet.
+    fn wait(&mut self, segment: Segment, wake: bool, replaced: u64) -> Sent {
+        let volatile = segment.volatile;
+        self.push(segment);
+        match volatile {
+            true => Sent::Volatile { wake, replaced },
+            false => Sent::Accepted { written: 0, wake },
         }
     }
 
@@ -415,14 +417,7 @@ impl<S: Sink> Outgoing<S> {
                 self.push(segment);
                 Sent::Accepted { written, wake: true }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let volatile = segment.volatile;
-                self.push(segment);
-                match volatile {
-                    true => Sent::Volatile { wake: true, replaced: 0 },
-                    false => Sent::Accepted { written: 0, wake: true },
-                }
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(segment, true, 0),
             Err(_) => Sent::Gone,
         }
     }
