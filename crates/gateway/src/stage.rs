@@ -20,7 +20,7 @@ use antiphon_adapter::{Batch, Namespace, Published};
 use antiphon_metrics::{GatewayMetrics, gateway::Outcome};
 use socketioxide::socket::Socket;
 use socketioxide_core::packet::Packet;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::{Instrument, Span};
 
 use crate::{
@@ -62,7 +62,7 @@ pub(crate) enum Task {
 #[derive(Clone)]
 pub(crate) struct Stage {
     queue: mpsc::Sender<Accepted>,
-    held_bytes: Arc<AtomicUsize>,
+    held: Arc<Held>,
     pulse: Arc<Pulse>,
     max_bytes: usize,
     metrics: Arc<GatewayMetrics>,
@@ -71,11 +71,28 @@ pub(crate) struct Stage {
 /// The stage itself.
 pub(crate) struct Worker {
     queue: mpsc::Receiver<Accepted>,
-    held_bytes: Arc<AtomicUsize>,
+    held: Arc<Held>,
     pulse: Arc<Pulse>,
     window: Duration,
     max_rooms: usize,
     metrics: Arc<GatewayMetrics>,
+}
+
+/// What the stage holds.
+struct Held {
+    bytes: AtomicUsize,
+    emptied: Notify,
+}
+
+impl Held {
+    /// An event of so many bytes is out of the stage.
+    fn release(&self, bytes: usize, metrics: &GatewayMetrics) {
+        metrics.stage_events.dec();
+        metrics.stage_bytes.sub(bytes as i64);
+        if self.bytes.fetch_sub(bytes, Ordering::Release) == bytes {
+            self.emptied.notify_waiters();
+        }
+    }
 }
 
 /// An event that has been carried out, but for the deliveries that the batch still has to make.
@@ -97,23 +114,23 @@ pub(crate) fn stage(
     metrics: Arc<GatewayMetrics>,
 ) -> (Stage, Worker) {
     let (sender, queue) = mpsc::channel(bounds.max_events);
-    let held_bytes = Arc::new(AtomicUsize::new(0));
+    let held = Arc::new(Held { bytes: AtomicUsize::new(0), emptied: Notify::new() });
     let stage = Stage {
         queue: sender,
-        held_bytes: Arc::clone(&held_bytes),
+        held: Arc::clone(&held),
         pulse: Arc::clone(pulse),
         max_bytes: bounds.max_bytes,
         metrics: Arc::clone(&metrics),
     };
     let pulse = Arc::clone(pulse);
-    (stage, Worker { queue, held_bytes, pulse, window, max_rooms, metrics })
+    (stage, Worker { queue, held, pulse, window, max_rooms, metrics })
 }
 
 impl Stage {
     /// Takes an event, unless the stage holds as many, or as many bytes, as it may.
     pub(crate) fn push(&self, event: Accepted) -> Result<(), Outcome> {
         let bytes = event.bytes;
-        let held = self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let held = self.held.bytes.fetch_add(bytes, Ordering::Relaxed);
         if held == 0 {
             // From now on there is something to get on with.
             self.pulse.beat();
@@ -123,19 +140,21 @@ impl Stage {
         self.metrics.stage_events.inc();
         self.metrics.stage_bytes.add(bytes as i64);
         if !fits || self.queue.try_send(event).is_err() {
-            self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.metrics.stage_events.dec();
-            self.metrics.stage_bytes.sub(bytes as i64);
+            self.held.release(bytes, &self.metrics);
             return Err(Outcome::Overloaded);
         }
         Ok(())
     }
 
-    /// Returns once everything that was pushed has been taken up.
+    /// Returns once everything that was pushed has been carried out: several are taken up at a time.
     pub(crate) async fn drained(&self) {
-        // All the room there is can be had at once when nothing is left; an error means that the
-        // worker has gone, and everything with it.
-        let _ = self.queue.reserve_many(self.queue.max_capacity()).await;
+        loop {
+            let emptied = self.held.emptied.notified();
+            if self.held.bytes.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            emptied.await;
+        }
     }
 }
 
@@ -200,9 +219,7 @@ impl Worker {
         rule.count(outcome);
         self.metrics.fanout_seconds.observe(accepted.elapsed());
         reply.send(outcome, &rule.name);
-        self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        self.metrics.stage_events.dec();
-        self.metrics.stage_bytes.sub(bytes as i64);
+        self.held.release(bytes, &self.metrics);
     }
 
     fn join(&self, namespace: &Namespace, socket: &Socket<Adapter>, room: String) -> Outcome {
