@@ -40,7 +40,7 @@ const HANDSHAKE_BYTES_MAX: usize = 8 << 10;
 const SOCKETS_PER_TURN: usize = 256;
 
 /// Who knows how clients introduced themselves: of a socket in a namespace, what its handshake was.
-pub(crate) type Describe<'a> = dyn Fn(&str, Sid) -> Option<Handshake> + Send + Sync + 'a;
+pub(crate) type Describe = dyn Fn(&str, Sid) -> Option<Handshake> + Send + Sync;
 
 /// The acknowledgements of this node's clients to an event of a peer; those who do not answer are left out.
 pub(crate) struct Asked {
@@ -51,20 +51,16 @@ pub(crate) struct Asked {
 }
 
 /// Answers requests, one after another.
-pub(crate) struct Answers<'a> {
-    pub(crate) shared: &'a Shared,
-    pub(crate) peers: &'a Arc<Peers>,
-    pub(crate) describe: &'a Describe<'a>,
+pub(crate) struct Answers {
+    shared: Arc<Shared>,
+    peers: Arc<Peers>,
+    describe: Arc<Describe>,
     // They end with this node's receiving.
     acks: JoinSet<()>,
 }
 
-impl<'a> Answers<'a> {
-    pub(crate) fn new(
-        shared: &'a Shared,
-        peers: &'a Arc<Peers>,
-        describe: &'a Describe<'a>,
-    ) -> Self {
+impl Answers {
+    pub(crate) fn new(shared: Arc<Shared>, peers: Arc<Peers>, describe: Arc<Describe>) -> Self {
         Self { shared, peers, describe, acks: JoinSet::new() }
     }
 
@@ -206,7 +202,7 @@ impl<'a> Answers<'a> {
             metrics.ack_streams_refused_total.inc();
             return;
         }
-        let (peers, channels) = (Arc::clone(self.peers), Arc::clone(channels));
+        let (peers, channels) = (Arc::clone(&self.peers), Arc::clone(channels));
         self.acks.spawn(async move {
             let _counted = Counted::new(&peers);
             while let Some(value) = asked.acks.next().await {

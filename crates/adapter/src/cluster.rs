@@ -26,7 +26,7 @@ use crate::{
 
 /// Messages taken from the bus, and delivered, before other tasks have their turn: as with the node's own
 /// events, those who write to sockets must empty the recipients' queues in between.
-const BATCH_MAX: usize = 128;
+const MESSAGES_PER_TURN: usize = 128;
 
 /// How often Redis is asked how many nodes there are.
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
@@ -95,26 +95,15 @@ impl Cluster {
         self.0.at(path)?.local.upgrade().map(Namespace)
     }
 
-    /// Takes what peers publish, in the order in which it arrives, until the bus has ended: delivers their
-    /// events, does what they ask, and answers. `describe` says how a client of a namespace introduced itself,
-    /// which peers may ask about.
-    pub async fn receive(
-        self,
-        mut receiver: Receiver,
-        describe: impl Fn(&str, Sid) -> Option<Handshake> + Send + Sync,
-    ) {
-        let Some(peers) = &self.0.peers else { return };
-        let mut batch = Vec::with_capacity(BATCH_MAX);
-        let mut inbound = Inbound::new(&self.0, peers, &describe);
-        while receiver.receive(&mut batch, BATCH_MAX).await {
-            let taken = Instant::now();
-            for message in batch.drain(..) {
-                inbound.take(message).await;
-            }
-            inbound.batch.flush().await;
-            peers.metrics().fanout_seconds.observe(taken.elapsed());
-            tokio::task::yield_now().await;
-        }
+    /// What peers publish, for whoever delivers this node's own events; `None` if it is by itself. `describe` says how
+    /// a client of a namespace introduced itself, which peers may ask about.
+    pub fn inbound(
+        &self,
+        receiver: Receiver,
+        describe: impl Fn(&str, Sid) -> Option<Handshake> + Send + Sync + 'static,
+    ) -> Option<Inbound> {
+        let peers = Arc::clone(self.0.peers.as_ref()?);
+        Some(Inbound::new(receiver, Arc::clone(&self.0), peers, Arc::new(describe)))
     }
 
     /// Keeps the number of peers in the metrics, for as long as it runs.
@@ -178,29 +167,79 @@ impl Shared {
     }
 }
 
-/// What arrives from peers, one message after another.
-struct Inbound<'a> {
-    shared: &'a Shared,
-    peers: &'a Arc<Peers>,
-    answers: Answers<'a>,
-    legacy_channel: String,
-    complaints: Complaints,
-    batch: Batch,
+/// What arrives from peers, in the order in which it does: their events for this node's clients, what they ask, and
+/// what they answer.
+///
+/// It is carried out by who delivers the node's own events, as both are mostly for the same clients and can
+/// go out together.
+pub struct Inbound {
+    receiver: Receiver,
+    // Of one turn, and since when they are here.
+    messages: Vec<Message>,
+    taken: Instant,
+    hands: Hands,
 }
 
-impl<'a> Inbound<'a> {
-    fn new(shared: &'a Shared, peers: &'a Arc<Peers>, describe: &'a Describe<'a>) -> Self {
-        Self {
+impl Inbound {
+    fn new(
+        receiver: Receiver,
+        shared: Arc<Shared>,
+        peers: Arc<Peers>,
+        describe: Arc<Describe>,
+    ) -> Self {
+        let hands = Hands {
+            answers: Answers::new(Arc::clone(&shared), Arc::clone(&peers), describe),
+            legacy_channel: legacy_channel(&peers.settings.prefix),
             shared,
             peers,
-            answers: Answers::new(shared, peers, describe),
-            legacy_channel: legacy_channel(&peers.settings.prefix),
             complaints: Complaints::default(),
-            batch: Batch::default(),
+        };
+        Self {
+            receiver,
+            messages: Vec::with_capacity(MESSAGES_PER_TURN),
+            taken: Instant::now(),
+            hands,
         }
     }
 
-    async fn take(&mut self, message: Message) {
+    /// Waits until something has arrived; false once the bus has ended. Dropping the future loses nothing.
+    pub async fn arrived(&mut self) -> bool {
+        if !self.messages.is_empty() {
+            return true;
+        }
+        let more = self.receiver.receive(&mut self.messages, MESSAGES_PER_TURN).await;
+        self.taken = Instant::now();
+        more
+    }
+
+    /// Does what has arrived asks for. Events come into `batch`, and their recipients have them when that is flushed:
+    /// [`Inbound::delivered`] is to be called then.
+    pub async fn carry_out(&mut self, batch: &mut Batch) {
+        for message in &self.messages {
+            self.hands.take(message, batch).await;
+        }
+    }
+
+    /// What was carried out has been delivered.
+    pub fn delivered(&mut self) {
+        if !self.messages.is_empty() {
+            self.messages.clear();
+            self.hands.peers.metrics().fanout_seconds.observe(self.taken.elapsed());
+        }
+    }
+}
+
+/// Handles one message after another.
+struct Hands {
+    shared: Arc<Shared>,
+    peers: Arc<Peers>,
+    answers: Answers,
+    legacy_channel: String,
+    complaints: Complaints,
+}
+
+impl Hands {
+    async fn take(&mut self, message: &Message, batch: &mut Batch) {
         // Every second message of a busy node: no namespace is looked up for it.
         if peek_uid(&message.payload) == Some(&*self.peers.settings.uid) {
             self.peers.metrics().broadcasts_received_total.of(Received::Own).inc();
@@ -209,31 +248,36 @@ impl<'a> Inbound<'a> {
         let addressed = self.shared.find(|entry| entry.channels.traffic(&message.channel));
         let Some((entry, traffic)) = addressed else {
             let read = match &*message.channel {
-                channel if channel == self.legacy_channel.as_bytes() => self.admit_legacy(&message),
+                channel if channel == self.legacy_channel.as_bytes() => self.admit_legacy(message),
                 _ => Err(Dropped::Unwanted(Received::OtherNamespace)),
             };
-            return self.deliver(&message.channel, read).await;
+            return self.deliver(&message.channel, read, batch).await;
         };
         match traffic {
             Traffic::Broadcast(scope) => {
-                let read = self.admit(&message, &entry, scope);
-                self.deliver(&message.channel, read).await;
+                let read = self.admit(message, &entry, scope);
+                self.deliver(&message.channel, read, batch).await;
             }
             Traffic::Request => {
                 // What was published before it is delivered before it.
-                self.batch.flush().await;
-                self.obey(&message, &entry).await;
+                batch.flush().await;
+                self.obey(message, &entry).await;
             }
-            Traffic::Response => self.hear(&message),
+            Traffic::Response => self.hear(message),
         }
     }
 
     /// Delivers a broadcast, if it is one for this node.
-    async fn deliver(&mut self, channel: &[u8], read: Result<Admitted, Dropped>) {
+    async fn deliver(
+        &mut self,
+        channel: &[u8],
+        read: Result<Admitted, Dropped>,
+        batch: &mut Batch,
+    ) {
         let outcome = match read {
             Ok((local, Broadcast { packet, opts, .. })) => {
                 let span = opts.flags.traceparent.as_deref().map_or(Span::none(), trace::received);
-                self.batch.add(&local, packet, local_opts(opts)).instrument(span).await;
+                batch.add(&local, packet, local_opts(opts)).instrument(span).await;
                 Received::Delivered
             }
             Err(Dropped::Unwanted(outcome)) => outcome,

@@ -43,6 +43,6 @@ pub mod wire;
 
 pub use acks::AckStream;
 pub use adapter::{ClusterAdapter, Member, Namespace, Soon};
-pub use cluster::{Cluster, Published, subscriptions};
+pub use cluster::{Cluster, Inbound, Published, subscriptions};
 pub use delivery::{Admission, Batch, Delivered, Parcel, QueueError, Queues, Recipients};
 pub use peers::{PeerSettings, RequestError};

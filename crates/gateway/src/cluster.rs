@@ -134,36 +134,32 @@ pub(crate) struct BusWatch {
 }
 
 impl BusWatch {
-    /// Whether peers are reached and heard.
-    pub(crate) fn is_well(&self) -> bool {
-        self.status.borrow().ready()
-    }
-
-    /// Whether they have been since the node was started.
-    pub(crate) fn was_well(&self) -> bool {
-        self.was_well.load(Ordering::Relaxed)
-    }
-
-    /// What is wrong, if anything is.
-    pub(crate) fn complaint(&self) -> Option<&'static str> {
+    /// Looks once, so that what is said about it fits together.
+    pub(crate) fn look(&self) -> BusLook {
         let status = *self.status.borrow();
-        match () {
+        let was_well = status.ready() || self.was_well.load(Ordering::Relaxed);
+        let complaint = match () {
             () if status.ready() => None,
             () if !status.publisher_up => Some("bus: no connection to publish over"),
             () if !status.subscribed => Some("bus: not subscribed to its peers' channels"),
             () if status.receive_overflow => Some("bus: more arrives than can be delivered"),
             () if status.deaf_since.is_some() => Some("bus: what is published does not arrive"),
             () => Some("bus: just connected, not proven yet"),
-        }
+        };
+        let excused = self.degraded_is_ready && was_well && !status.receive_overflow;
+        BusLook { complaint, was_well, allows: status.ready() || excused }
     }
+}
 
+/// How the bus was when somebody looked.
+pub(crate) struct BusLook {
+    /// What is wrong, if anything is.
+    pub(crate) complaint: Option<&'static str>,
+    /// Whether peers have been reached and heard since the node was started.
+    pub(crate) was_well: bool,
     /// Whether clients may be sent here: yes if it is well, or if it was and settings say that is enough.
     /// A node that cannot keep up with what arrives has enough clients in any case.
-    pub(crate) fn allows(&self) -> bool {
-        let status = *self.status.borrow();
-        let excused = self.degraded_is_ready && self.was_well();
-        status.ready() || excused && !status.receive_overflow
-    }
+    pub(crate) allows: bool,
 }
 
 fn bus_settings(config: &Config, redis: &Redis) -> bus::Settings {

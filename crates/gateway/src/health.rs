@@ -1,9 +1,11 @@
 //! Whether the node is alive, and whether clients may be sent to it.
 //!
-//! Alive is what makes progress: the runtime runs tasks, and the stage gets on with what it holds. Who is not is
-//! better started anew. Ready is who may get clients; a node that is not may well be fine, and serves those it has.
+//! Alive is what makes progress: the runtime runs tasks, and the stage, through which everything goes that clients get,
+//! delivers or waits. Who is not is better started anew. Ready is who may get clients; a node that is not may well be fine, and serves those it has.
 
 use std::{
+    future::poll_fn,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -19,11 +21,12 @@ use crate::{cluster::BusWatch, handshake::Gate};
 /// How often the runtime shows that it runs.
 const BEAT_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Without progress for so long the node counts as stuck: far above the largest fan-out, far below a user's patience.
+/// Without progress for so long the node counts as stuck: far above what a turn of a fan-out takes, far below a
+/// user's patience.
 const STUCK_AFTER: Duration = Duration::from_secs(15);
 
-/// Of what the stage may hold, how much makes it overloaded: new clients would only add to it.
-const OVERLOADED_PERCENT: i64 = 90;
+/// With less than this part of what the stage may hold left, the node is overloaded: new clients would only add to it.
+const SPARE: i64 = 10;
 
 /// When something last made progress.
 #[derive(Debug)]
@@ -56,6 +59,16 @@ pub(crate) async fn beat(pulse: Arc<Pulse>) {
     }
 }
 
+/// Runs a task, which shows each time that it gets on.
+pub(crate) async fn watched<T>(pulse: Arc<Pulse>, task: impl Future<Output = T>) -> T {
+    let mut task = pin!(task);
+    poll_fn(|context| {
+        pulse.beat();
+        task.as_mut().poll(context)
+    })
+    .await
+}
+
 /// What there is to know about the node's health.
 #[derive(Clone)]
 pub(crate) struct Health {
@@ -81,6 +94,7 @@ struct Conditions {
     started: bool,
     not_draining: bool,
     not_overloaded: bool,
+    not_stuck: bool,
     /// Peers are reached and heard; not there without peers.
     #[serde(skip_serializing_if = "Option::is_none")]
     bus: Option<bool>,
@@ -95,44 +109,42 @@ impl Health {
     }
 
     fn makes_no_progress(&self) -> Option<String> {
-        let runtime = self.runtime.age();
-        if runtime > STUCK_AFTER {
-            return Some(format!("no task has run for {} s", runtime.as_secs()));
-        }
-        let stage = self.stage.age();
-        let holds = self.metrics.stage_events.get();
-        (holds > 0 && stage > STUCK_AFTER).then(|| {
-            format!("{holds} events are held, and none was delivered for {} s", stage.as_secs())
-        })
+        let stuck = |pulse: &Pulse, what: &str| {
+            let age = pulse.age();
+            (age > STUCK_AFTER).then(|| format!("{what} for {} s", age.as_secs()))
+        };
+        stuck(&self.runtime, "no task has run")
+            .or_else(|| stuck(&self.stage, "no event has been delivered or waited for"))
     }
 
     pub(crate) fn readiness(&self) -> Readiness {
-        let (started, bus) = match &self.bus {
-            Some(bus) => (bus.was_well(), Some(bus.is_well())),
-            None => (true, None),
-        };
+        let bus = self.bus.as_ref().map(BusWatch::look);
+        let stuck = self.stuck().is_some();
         let conditions = Conditions {
-            started,
+            started: bus.as_ref().is_none_or(|bus| bus.was_well),
             not_draining: !self.gate.is_leaving(),
             not_overloaded: !self.is_overloaded(),
-            bus,
+            not_stuck: !stuck,
+            bus: bus.as_ref().map(|bus| bus.complaint.is_none()),
         };
         let why_not = [
             (!conditions.started).then_some("it has not reached its peers since it was started"),
             (!conditions.not_draining).then_some("it is shutting down"),
             (!conditions.not_overloaded).then_some("it holds nearly as many events as it may"),
-            self.bus.as_ref().and_then(BusWatch::complaint),
+            (!conditions.not_stuck).then_some("it is stuck: /healthz says where"),
+            bus.as_ref().and_then(|bus| bus.complaint),
         ];
         let ready = conditions.not_draining
             && conditions.not_overloaded
-            && self.bus.as_ref().is_none_or(BusWatch::allows);
+            && conditions.not_stuck
+            && bus.is_none_or(|bus| bus.allows);
         self.metrics.ready.set(ready.into());
         Readiness { ready, conditions, why_not: why_not.into_iter().flatten().collect() }
     }
 
     fn is_overloaded(&self) -> bool {
         let metrics = &self.metrics;
-        let near = |held: i64, max: i64| held >= max / 100 * OVERLOADED_PERCENT;
+        let near = |held: i64, max: i64| held >= max - max / SPARE;
         near(metrics.stage_events.get(), metrics.stage_events_max.get())
             || near(metrics.stage_bytes.get(), metrics.stage_bytes_max.get())
     }
@@ -174,10 +186,21 @@ mod tests {
         runtime.runtime.beat();
         assert_eq!(runtime.stuck(), None);
         let stage = Health { stage: long_ago(), ..health };
-        assert_eq!(stage.stuck(), None, "there is nothing to get on with");
-        stage.metrics.stage_events.set(7);
-        assert!(stage.stuck().is_some_and(|what| what.contains("7 events are held")));
+        assert!(stage.stuck().is_some_and(|what| what.contains("delivered")));
         assert_eq!(stage.metrics.stuck.get(), 1);
+        assert!(!stage.readiness().ready, "nobody should be sent to it");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_gets_on_shows_it() {
+        let pulse = long_ago();
+        watched(Arc::clone(&pulse), async {
+            assert!(pulse.age() < STUCK_AFTER);
+            pulse.last_ms.store(0, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            assert!(pulse.age() < STUCK_AFTER);
+        })
+        .await;
     }
 
     #[test]
@@ -191,6 +214,8 @@ mod tests {
         assert!(!readiness.ready && readiness.why_not.len() == 1, "{readiness:?}");
         assert_eq!(health.metrics.ready.get(), 0);
         health.metrics.stage_bytes.set(0);
+        health.metrics.stage_events_max.set(4);
+        assert!(health.readiness().ready, "an empty stage is not full, however small");
         health.gate.leave();
         assert!(!health.readiness().ready && !health.readiness().conditions.not_draining);
     }

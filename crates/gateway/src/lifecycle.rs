@@ -142,10 +142,6 @@ impl Node {
         };
         let Self { config, sessions, gate, stage, mut delivering, mut closer, peers, .. } = self;
         let _watching = self._watching;
-        let (link, mut receiving) = match peers {
-            Some(PeersLink { link, receiving, .. }) => (Some(link), Some(receiving)),
-            None => (None, None),
-        };
         let mut accepting = AbortOnDropHandle::new(tokio::spawn(acceptor.run(listeners.public)));
         let _admin = match listeners.admin {
             Some(listener) => Some(admin::serve(admin, listener).map_err(ServeError::Admin)?),
@@ -158,7 +154,6 @@ impl Node {
             _ = &mut accepting => Err(ServeError::Ended("accepting connections")),
             _ = &mut delivering => Err(ServeError::Ended("delivering events")),
             _ = &mut closer => Err(ServeError::Ended("closing polling sessions")),
-            _ = until_ended(&mut receiving) => Err(ServeError::Ended("receiving from peers")),
         };
         // Unready from here on; but balancers take a while to notice, and send clients until then.
         gate.leave();
@@ -174,20 +169,12 @@ impl Node {
         connections.close();
         // What has not ended by now ends with the process.
         let _ = tokio::time::timeout(LAST_CONNECTIONS, connections.wait()).await;
-        if let Some(link) = link {
+        if let Some(PeersLink { link, .. }) = peers {
             // What was accepted from clients that have gone since is for the peers as well.
             let _ = tokio::time::timeout(LAST_EVENTS, stage.drained()).await;
             link.close().await;
         }
         ended
-    }
-}
-
-/// Returns when the task ends; never if there is none.
-async fn until_ended(task: &mut Option<AbortOnDropHandle<()>>) {
-    match task {
-        Some(task) => drop(task.await),
-        None => std::future::pending().await,
     }
 }
 

@@ -46,7 +46,6 @@ const ROOMS_INTERVAL: Duration = Duration::from_secs(15);
 /// What a node of a cluster has besides.
 pub(crate) struct PeersLink {
     pub(crate) link: Link,
-    pub(crate) receiving: AbortOnDropHandle<()>,
     pub(crate) _counting: AbortOnDropHandle<()>,
 }
 
@@ -102,9 +101,8 @@ impl Node {
         let (sessions, to_close) = Sessions::new(max_waiting_bytes, Arc::clone(&metrics));
         let max_rooms = config.limits.max_rooms_per_socket;
         let window = config.fanout.window;
-        let (alive, delivered) = (Pulse::new(), Pulse::new());
-        let (stage, worker) =
-            stage(&config.stage, window, max_rooms, &delivered, Arc::clone(&metrics));
+        let (runtime, stage_task) = (Pulse::new(), Pulse::new());
+        let (stage, worker) = stage(&config.stage, window, max_rooms, Arc::clone(&metrics));
 
         let fan_out = Arc::new(FanOut::new(Arc::clone(&sessions), config.fanout.workers));
         let (cluster, link) = cluster::start(&config, &registry, fan_out)?;
@@ -123,21 +121,24 @@ impl Node {
         let gate = Arc::new(gate);
         let path = config.server.path.clone();
         let closer = close_polling_sessions(to_close, engine.clone(), Arc::clone(&sessions), path);
-        let [delivering, closer] =
-            [tokio::spawn(worker.run()), tokio::spawn(closer)].map(AbortOnDropHandle::new);
         let counting = tokio::spawn(count_rooms(cluster.clone(), rooms));
-        let beating = tokio::spawn(health::beat(Arc::clone(&alive)));
-        let peers = link.map(|(link, receiver)| {
+        let beating = tokio::spawn(health::beat(Arc::clone(&runtime)));
+        let (link, receiver) = link.unzip();
+        let inbound = receiver.and_then(|receiver| {
             let io = io.clone();
             let describe = move |path: &str, sid| introduction::handshake(&io, path, sid);
-            let receiving = tokio::spawn(cluster.clone().receive(receiver, describe));
-            let counting = tokio::spawn(cluster.clone().count_peers());
-            let [receiving, counting] = [receiving, counting].map(AbortOnDropHandle::new);
-            PeersLink { link, receiving, _counting: counting }
+            cluster.inbound(receiver, describe)
         });
+        let peers = link.map(|link| {
+            let counting = tokio::spawn(cluster.clone().count_peers());
+            PeersLink { link, _counting: AbortOnDropHandle::new(counting) }
+        });
+        let delivering = health::watched(Arc::clone(&stage_task), worker.run(inbound));
+        let [delivering, closer] =
+            [tokio::spawn(delivering), tokio::spawn(closer)].map(AbortOnDropHandle::new);
         let health = Health {
-            runtime: alive,
-            stage: delivered,
+            runtime,
+            stage: stage_task,
             gate: Arc::clone(&gate),
             bus: peers.as_ref().map(|peers| peers.link.watch()),
             metrics: Arc::clone(&metrics),

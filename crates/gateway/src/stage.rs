@@ -1,14 +1,14 @@
-//! The ordered stage: every accepted event of the node goes through it, one after another.
+//! The ordered stage: every accepted event of the node goes through it, one after another, and what comes from peers.
 //!
-//! Two things follow from there being one. Order: what a socket sent first is delivered first, to
+//! Three things follow from there being one. Order: what a socket sent first is delivered first, to
 //! every recipient, and an event sent after a join finds the sender in the room. Fairness: the stage
 //! yields often, so that the tasks that write to sockets have their turn, and a burst from many senders waits
 //! here, where it is bounded and senders are told (`overloaded`), rather than in every recipient's queue, where it
-//! would cost the recipients their connections.
-//!
-//! What has piled up meanwhile goes out together: neighbours with the same recipients in one write for each.
+//! would cost the recipients their connections. And few writes: what has piled up meanwhile goes out together,
+//! neighbours with the same recipients in one write for each, wherever they came from.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -16,23 +16,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-use antiphon_adapter::{Batch, Namespace, Published};
+use antiphon_adapter::{Batch, Inbound, Namespace, Published};
 use antiphon_metrics::{GatewayMetrics, gateway::Outcome};
+use futures_util::FutureExt;
 use socketioxide::socket::Socket;
 use socketioxide_core::packet::Packet;
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::timeout,
+};
 use tracing::{Instrument, Span};
 
 use crate::{
     config,
     events::{Adapter, Rule},
-    health::Pulse,
     reply::Reply,
 };
 
 /// Events taken up together, and before the stage lets other tasks run, whatever few recipients they had. Below
 /// `session.send_queue_packets`, which is how many may come together for one recipient that polls.
 const EVENTS_PER_TURN: usize = 128;
+
+/// How long the stage waits for something to do before it looks around: short against the time after which it counts
+/// as stuck.
+const IDLE_TURN: Duration = Duration::from_secs(1);
 
 /// An event that will be carried out.
 pub(crate) struct Accepted {
@@ -63,7 +70,6 @@ pub(crate) enum Task {
 pub(crate) struct Stage {
     queue: mpsc::Sender<Accepted>,
     held: Arc<Held>,
-    pulse: Arc<Pulse>,
     max_bytes: usize,
     metrics: Arc<GatewayMetrics>,
 }
@@ -72,10 +78,19 @@ pub(crate) struct Stage {
 pub(crate) struct Worker {
     queue: mpsc::Receiver<Accepted>,
     held: Arc<Held>,
-    pulse: Arc<Pulse>,
     window: Duration,
     max_rooms: usize,
     metrics: Arc<GatewayMetrics>,
+}
+
+/// Waits, and shows now and then that it does: whoever watches the stage's task sees each time that it gets on.
+async fn idle<T>(something: impl Future<Output = T>) -> T {
+    let mut something = pin!(something);
+    loop {
+        if let Ok(done) = timeout(IDLE_TURN, something.as_mut()).await {
+            return done;
+        }
+    }
 }
 
 /// What the stage holds.
@@ -110,7 +125,6 @@ pub(crate) fn stage(
     bounds: &config::Stage,
     window: Duration,
     max_rooms: usize,
-    pulse: &Arc<Pulse>,
     metrics: Arc<GatewayMetrics>,
 ) -> (Stage, Worker) {
     let (sender, queue) = mpsc::channel(bounds.max_events);
@@ -118,12 +132,10 @@ pub(crate) fn stage(
     let stage = Stage {
         queue: sender,
         held: Arc::clone(&held),
-        pulse: Arc::clone(pulse),
         max_bytes: bounds.max_bytes,
         metrics: Arc::clone(&metrics),
     };
-    let pulse = Arc::clone(pulse);
-    (stage, Worker { queue, held, pulse, window, max_rooms, metrics })
+    (stage, Worker { queue, held, window, max_rooms, metrics })
 }
 
 impl Stage {
@@ -131,10 +143,6 @@ impl Stage {
     pub(crate) fn push(&self, event: Accepted) -> Result<(), Outcome> {
         let bytes = event.bytes;
         let held = self.held.bytes.fetch_add(bytes, Ordering::Relaxed);
-        if held == 0 {
-            // From now on there is something to get on with.
-            self.pulse.beat();
-        }
         // One event may always go in, however large: it is within limits.max_message_bytes.
         let fits = held == 0 || held + bytes <= self.max_bytes;
         self.metrics.stage_events.inc();
@@ -159,31 +167,67 @@ impl Stage {
 }
 
 impl Worker {
-    /// Carries out events until there is nobody left who could send one.
-    pub(crate) async fn run(mut self) {
+    /// Carries out events, and what arrives from peers if there are any, until there is nobody left who could send
+    /// an event, or the way to the peers has ended.
+    pub(crate) async fn run(mut self, mut inbound: Option<Inbound>) {
         let mut events = Vec::with_capacity(EVENTS_PER_TURN);
         let mut done = Vec::with_capacity(EVENTS_PER_TURN);
         let mut batch = Batch::default();
-        while self.queue.recv_many(&mut events, EVENTS_PER_TURN).await > 0 {
-            if !self.window.is_zero() {
-                tokio::time::sleep(self.window).await;
-                while events.len() < EVENTS_PER_TURN
-                    && let Ok(event) = self.queue.try_recv()
-                {
-                    events.push(event);
-                }
-            }
+        while self.something(&mut events, &mut inbound).await {
             for event in events.drain(..) {
                 let span = event.span.clone();
                 done.push(self.carry_out(event, &mut batch).instrument(span).await);
-                self.pulse.beat();
+            }
+            if let Some(inbound) = &mut inbound {
+                inbound.carry_out(&mut batch).await;
             }
             batch.flush().await;
+            if let Some(inbound) = &mut inbound {
+                inbound.delivered();
+            }
             for event in done.drain(..) {
                 self.answer(event);
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Waits until there is something to do, and takes up what there is by then of either kind.
+    async fn something(
+        &mut self,
+        events: &mut Vec<Accepted>,
+        inbound: &mut Option<Inbound>,
+    ) -> bool {
+        let mut peers = inbound.as_mut();
+        let arrived = async {
+            match &mut peers {
+                Some(inbound) => inbound.arrived().await,
+                None => std::future::pending().await,
+            }
+        };
+        let taken = idle(async {
+            tokio::select! {
+                taken = self.queue.recv_many(events, EVENTS_PER_TURN) => taken,
+                more = arrived => usize::from(more),
+            }
+        });
+        match taken.await {
+            0 => return false,
+            // Enough for a turn waits for nothing.
+            EVENTS_PER_TURN => {}
+            _ if self.window.is_zero() => {}
+            _ => tokio::time::sleep(self.window).await,
+        }
+        while events.len() < EVENTS_PER_TURN
+            && let Ok(event) = self.queue.try_recv()
+        {
+            events.push(event);
+        }
+        if let Some(inbound) = inbound {
+            // Whether the bus has ended, the next turn sees.
+            let _ = inbound.arrived().now_or_never();
+        }
+        true
     }
 
     async fn carry_out(&self, event: Accepted, batch: &mut Batch) -> Done {

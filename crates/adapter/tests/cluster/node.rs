@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use antiphon_adapter::{
-    Cluster, ClusterAdapter, PeerSettings,
+    Batch, Cluster, ClusterAdapter, Inbound, PeerSettings,
     bus::{Bus, Settings, Status, memory::Link},
     subscriptions,
     wire::{Channels, Handshake, Limits},
@@ -77,7 +77,8 @@ impl Node {
         let local = CoreLocalAdapter::new(sockets.clone());
         let adapter = Arc::new(ClusterAdapter::new(&cluster, local));
         Arc::clone(&adapter).init(|| {});
-        let receiving = tokio::spawn(cluster.clone().receive(receiver, |_, _| Some(handshake())));
+        let inbound = cluster.inbound(receiver, |_, _| Some(handshake())).expect("it has peers");
+        let receiving = tokio::spawn(receive(inbound));
         let mut status = bus.status();
         status.wait_for(Status::ready).await.expect("it runs");
         let _receiving = AbortOnDropHandle::new(receiving);
@@ -110,6 +111,15 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.stop.cancel();
+    }
+}
+
+async fn receive(mut inbound: Inbound) {
+    let mut batch = Batch::default();
+    while inbound.arrived().await {
+        inbound.carry_out(&mut batch).await;
+        batch.flush().await;
+        inbound.delivered();
     }
 }
 

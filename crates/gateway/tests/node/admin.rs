@@ -4,7 +4,8 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     sync::mpsc,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -34,7 +35,9 @@ async fn readiness_says_each_condition() {
     let node = TestNode::start(&[]).await;
     let (status, body) = get(node.admin, "/readyz").await;
     let body: Value = serde_json::from_str(&body).expect("JSON");
-    let conditions = json!({ "started": true, "not_draining": true, "not_overloaded": true });
+    let conditions = json!({
+        "started": true, "not_draining": true, "not_overloaded": true, "not_stuck": true
+    });
     assert_eq!(
         (status, body),
         (200, json!({ "ready": true, "conditions": conditions, "why_not": [] }))
@@ -47,7 +50,7 @@ async fn a_node_can_be_told_to_leave_and_waits_for_balancers_first() {
     let settings = [("drain.delay", "300ms"), ("drain.spread", "0s"), ("drain.deadline", "5s")];
     let node = TestNode::start(&settings).await;
     let mut client = Client::connect(node.address).await;
-    let told = std::time::Instant::now();
+    let told = Instant::now();
     assert_eq!(request("POST", node.admin, "/drain", None).await.0, 202);
     let (status, body) = get(node.admin, "/readyz").await;
     assert!(status == 503 && body.contains("shutting down"), "{body}");
@@ -123,5 +126,20 @@ fn it_answers_while_the_node_is_stuck() {
     assert!(ask(node.admin, "/healthz").starts_with("HTTP/1.1 200"), "not for long enough yet");
     assert!(ask(node.admin, "/readyz").starts_with("HTTP/1.1 200"));
     assert!(ask(node.admin, "/metrics").contains("antiphon_gateway_ready 1"));
+    answers_in_time(node.admin, "/healthz", "stuck: no task has run");
+    answers_in_time(node.admin, "/readyz", "\"not_stuck\":false");
+    assert!(ask(node.admin, "/metrics").contains("antiphon_gateway_ready 0"));
     drop(free);
+    answers_in_time(node.admin, "/healthz", "HTTP/1.1 200");
+    assert!(ask(node.admin, "/readyz").starts_with("HTTP/1.1 200"));
+}
+
+/// Asks until the answer has `what` in it: a node counts as stuck after a quarter of a minute.
+#[track_caller]
+fn answers_in_time(address: SocketAddr, path: &str, what: &str) {
+    let deadline = Instant::now() + 2 * crate::harness::DEADLINE;
+    while !ask(address, path).contains(what) {
+        assert!(Instant::now() < deadline, "{path} never says {what}");
+        thread::sleep(Duration::from_millis(100));
+    }
 }
