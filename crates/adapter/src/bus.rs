@@ -277,10 +277,9 @@ impl Bus {
         Ok(asked.elapsed())
     }
 
-    /// Takes no more messages, publishes what waits for as long as `patience` lasts, unsubscribes, and ends
-    /// every task. What is left then is counted as lost.
-    pub async fn close(&self, patience: Duration) {
-        let deadline = Instant::now() + patience;
+    /// Takes no more messages, publishes what waits until the deadline, unsubscribes, and ends every task. What is left
+    /// then is counted as lost.
+    pub async fn close(&self, deadline: Instant) {
         self.shared.closing.cancel();
         // Whether it was drained in time shows in the counters.
         let _ = timeout_at(deadline, self.shared.drained.cancelled()).await;

@@ -3,24 +3,41 @@
 //!
 //! It has a thread and a runtime of its own, so that it answers even when the node's is stuck, and says so.
 
-use std::io;
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use antiphon_metrics::{CONTENT_TYPE, Registry, render};
 use axum::{
     Json, Router,
+    body::Body,
     extract::{Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use http::{HeaderMap, StatusCode, header};
-use tokio::net::TcpListener;
+use http::{HeaderMap, StatusCode, header, uri::Authority};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tower::ServiceExt;
 
 use crate::{config::Secret, health::Health, telemetry::LogFilter};
 
 /// The longest filter that is read.
 const FILTER_BYTES_MAX: usize = 4096;
+
+/// Connections at a time; who comes then waits. A balancer, a kubelet and Prometheus need one each.
+const CONNECTIONS_MAX: usize = 64;
+
+/// For a request, from the connection to the end of the answer; there is one in each.
+const REQUEST_TIME: Duration = Duration::from_secs(5);
+
+/// How long to wait after a failure to accept that would come back at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Clone)]
 pub(crate) struct Admin {
@@ -43,14 +60,44 @@ pub(crate) fn serve(admin: Admin, listener: TcpListener) -> io::Result<DropGuard
         runtime.block_on(async {
             match TcpListener::from_std(listener) {
                 Ok(listener) => {
-                    let serving = axum::serve(listener, routes(admin)).into_future();
-                    stop.run_until_cancelled(serving).await;
+                    stop.run_until_cancelled(accept(listener, routes(admin))).await;
                 }
                 Err(error) => tracing::error!(%error, "the admin listener cannot be used"),
             }
         });
     })?;
     Ok(guard)
+}
+
+/// Answers whoever connects. Strangers who only connect must not keep a probe from its answer for long: a node that
+/// does not answer is taken for dead.
+async fn accept(listener: TcpListener, routes: Router) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let routes = routes.clone();
+                tokio::spawn(async move {
+                    // How it ends concerns the one who asked.
+                    let _ = timeout(REQUEST_TIME, answer(stream, routes)).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept on the admin listener");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn answer(stream: TcpStream, routes: Router) -> hyper::Result<()> {
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        routes.clone().oneshot(request.map(Body::new))
+    });
+    let mut http = http1::Builder::new();
+    http.keep_alive(false).serve_connection(TokioIo::new(stream), service).await
 }
 
 fn routes(admin: Admin) -> Router {
@@ -85,6 +132,9 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     // Their gauges are as old as the last look at them.
     admin.health.readiness();
     admin.health.stuck();
+    if let Some(log) = &admin.log {
+        log.count();
+    }
     match render(&admin.registries) {
         Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
@@ -106,10 +156,7 @@ async fn log(State(admin): State<Admin>) -> Response {
 
 async fn set_log(State(admin): State<Admin>, filter: String) -> Response {
     match admin.log.map(|log| log.set(filter.trim())) {
-        Some(Ok(())) => {
-            tracing::info!(filter = filter.trim(), "what is logged has been changed");
-            "changed\n".into_response()
-        }
+        Some(Ok(())) => "changed\n".into_response(),
         Some(Err(error)) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
         None => no_log(),
     }
@@ -124,15 +171,29 @@ async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> 
     if authorized(admin.token.as_ref(), request.headers()) {
         return next.run(request).await;
     }
+    if admin.token.is_none() {
+        return (StatusCode::FORBIDDEN, "not for web pages\n").into_response();
+    }
     let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
     (StatusCode::UNAUTHORIZED, challenge, "a bearer token is needed\n").into_response()
 }
 
 fn authorized(token: Option<&Secret>, headers: &HeaderMap) -> bool {
-    let Some(token) = token.map(Secret::expose) else { return true };
+    let Some(token) = token.map(Secret::expose) else { return !from_web_page(headers) };
     let given = headers.get(header::AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
     let Some(given) = given.strip_prefix(b"Bearer ") else { return false };
     // Every byte is looked at, so that the time taken tells nothing about where they differ.
     let differing = token.bytes().zip(given).fold(0, |sum, (a, b)| sum | (a ^ b));
     differing == 0 && token.len() == given.len()
+}
+
+/// Whether a browser on this machine may have been made to ask, which needs no token: by a form or script of another
+/// site, or under a name that has been pointed here (DNS rebinding).
+fn from_web_page(headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()?.parse().ok());
+    let is_ours = |host: Authority| {
+        let name = host.host().trim_start_matches('[').trim_end_matches(']');
+        name == "localhost" || name.parse::<IpAddr>().is_ok()
+    };
+    headers.contains_key(header::ORIGIN) || !host.is_none_or(is_ours)
 }

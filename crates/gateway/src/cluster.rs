@@ -7,7 +7,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use antiphon_adapter::{
@@ -17,15 +16,13 @@ use antiphon_adapter::{
 };
 use antiphon_metrics::{AdapterMetrics, BusMetrics, Registry};
 use socketioxide_core::Uid;
+use tokio::time::Instant;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::AbortOnDropHandle,
 };
 
 use crate::config::{Config, Redis};
-
-/// How long what waits to be published may take when the node leaves.
-const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Characters of a node's name in frames, as many as Node's have.
 const UID_CHARS: usize = 6;
@@ -119,9 +116,9 @@ impl Link {
         self.watch.clone()
     }
 
-    /// Publishes what waits, and leaves.
-    pub(crate) async fn close(self) {
-        self.bus.close(LAST_WORDS).await;
+    /// Publishes what waits, for as long as there is time, and leaves.
+    pub(crate) async fn close(self, deadline: Instant) {
+        self.bus.close(deadline).await;
     }
 }
 

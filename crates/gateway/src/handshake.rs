@@ -99,7 +99,12 @@ impl Gate {
         let client = client_address(peer.address, headers, &self.config.proxy);
         let permit = self.admission.admit(Some(client)).map_err(Answer::Full)?;
         let conn = (query.transport == Transport::WebSocket).then(|| Arc::clone(&peer.conn));
-        Ok(self.sessions.open(client, query.protocol, conn, permit))
+        let session = self.sessions.open(client, query.protocol, conn, permit);
+        // A drain that began in between either sees it among the sessions, or is seen here.
+        if self.draining.load(Ordering::Acquire) {
+            return Err(Answer::Draining);
+        }
+        Ok(session)
     }
 
     fn refuse(&self, answer: Answer, client: IpAddr) -> Response {

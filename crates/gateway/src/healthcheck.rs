@@ -24,24 +24,37 @@ pub enum Unhealthy {
     #[error("admin.listen has port 0: give it a port")]
     AnyPort,
     /// It did not answer.
-    #[error("no answer from http://{0}/healthz")]
-    Silent(SocketAddr, #[source] io::Error),
+    #[error("no answer from http://{0}{1}")]
+    Silent(SocketAddr, &'static str, #[source] io::Error),
     /// It answered, but not that it is well.
-    #[error("http://{0}/healthz answered: {1}")]
-    Unwell(SocketAddr, String),
+    #[error("http://{0}{1} answered: {2}")]
+    Unwell(SocketAddr, &'static str, String),
 }
 
-/// Asks the node that listens on `admin`, on this machine, whether it is alive.
-pub fn healthcheck(admin: Option<SocketAddr>) -> Result<(), Unhealthy> {
+/// What is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// Whether the node gets on: `/healthz`. If not, it is better started anew.
+    Alive,
+    /// Whether clients may be sent to it: `/readyz`.
+    Ready,
+}
+
+/// Asks the node that listens on `admin`, on this machine, how it is.
+pub fn healthcheck(admin: Option<SocketAddr>, question: Question) -> Result<(), Unhealthy> {
     let address = reachable(admin.ok_or(Unhealthy::Off)?);
     if address.port() == 0 {
         return Err(Unhealthy::AnyPort);
     }
-    let answer = ask(address).map_err(|error| Unhealthy::Silent(address, error))?;
+    let path = match question {
+        Question::Alive => "/healthz",
+        Question::Ready => "/readyz",
+    };
+    let answer = ask(address, path).map_err(|error| Unhealthy::Silent(address, path, error))?;
     let mut head = answer.lines().next().unwrap_or_default().split(' ');
     match (head.next(), head.next()) {
         (Some("HTTP/1.1" | "HTTP/1.0"), Some("200")) => Ok(()),
-        _ => Err(Unhealthy::Unwell(address, answer.trim().to_owned())),
+        _ => Err(Unhealthy::Unwell(address, path, answer.trim().to_owned())),
     }
 }
 
@@ -55,11 +68,11 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-fn ask(address: SocketAddr) -> io::Result<String> {
+fn ask(address: SocketAddr, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let request = format!("GET /healthz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;

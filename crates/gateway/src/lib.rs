@@ -25,7 +25,7 @@ pub mod telemetry;
 
 pub use cluster::ClusterError;
 pub use events::Adapter;
-pub use healthcheck::{Unhealthy, healthcheck};
+pub use healthcheck::{Question, Unhealthy, healthcheck};
 pub use lifecycle::{BindError, Listeners, ServeError, Shutdown};
 pub use server::{BuildError, Node};
 

@@ -4,12 +4,12 @@
 //! closing their transport, never with a DISCONNECT packet ("io server disconnect"), after which
 //! clients stay away. Everything in here has a deadline.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use antiphon_metrics::gateway::CloseReason;
 use tokio::{
     net::TcpListener,
-    time::{Instant, MissedTickBehavior},
+    time::{Instant, MissedTickBehavior, timeout_at},
 };
 use tokio_util::{
     sync::CancellationToken,
@@ -29,11 +29,10 @@ use crate::{
 /// (the JavaScript client waits 0.5 to 1.5 s), so that they come back as evenly as they were closed.
 const BATCH_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long connections may take to end after every session has: only idle ones are left.
-const LAST_CONNECTIONS: Duration = Duration::from_secs(1);
-
-/// How long events that are still in the stage may take to reach the bus.
-const LAST_EVENTS: Duration = Duration::from_secs(1);
+/// How much of the deadline is for what follows the last session: connections end, accepted events reach the peers.
+/// Little is left to do by then, so with a short deadline a fifth will do.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS_PART: u32 = 5;
 
 /// The sockets that a node listens on, bound before anything else is started.
 pub struct Listeners {
@@ -140,42 +139,73 @@ impl Node {
             drain: shutdown.drain.clone(),
             log: self.telemetry.as_ref().map(Telemetry::log_filter),
         };
-        let Self { config, sessions, gate, stage, mut delivering, mut closer, peers, .. } = self;
+        let Self { config, sessions, gate, stage, delivering, closer, peers, .. } = self;
         let _watching = self._watching;
-        let mut accepting = AbortOnDropHandle::new(tokio::spawn(acceptor.run(listeners.public)));
+        let accepting = AbortOnDropHandle::new(tokio::spawn(acceptor.run(listeners.public)));
         let _admin = match listeners.admin {
             Some(listener) => Some(admin::serve(admin, listener).map_err(ServeError::Admin)?),
             None => None,
         };
 
-        let ended = tokio::select! {
+        let mut part_ends = pin!(async {
+            tokio::select! {
+                _ = accepting => "accepting connections",
+                _ = delivering => "delivering events",
+                _ = closer => "closing polling sessions",
+            }
+        });
+        let mut ended = tokio::select! {
             () = shutdown.drain.cancelled() => Ok(()),
             () = shutdown.hurry.cancelled() => Ok(()),
-            _ = &mut accepting => Err(ServeError::Ended("accepting connections")),
-            _ = &mut delivering => Err(ServeError::Ended("delivering events")),
-            _ = &mut closer => Err(ServeError::Ended("closing polling sessions")),
+            part = &mut part_ends => Err(ServeError::Ended(part)),
         };
-        // Unready from here on; but balancers take a while to notice, and send clients until then.
-        gate.leave();
-        if ended.is_ok() && !config.drain.delay.is_zero() {
-            tracing::info!(delay = ?config.drain.delay, "unready, waiting for balancers to notice");
-            let delay = tokio::time::sleep(config.drain.delay);
-            shutdown.hurry.run_until_cancelled(delay).await;
+        let deadline = Instant::now() + config.drain.deadline;
+        if ended.is_err() {
+            // Its clients get nothing here any more.
+            shutdown.hurry.cancel();
         }
-        // Clients that poll still need new connections: accepting ends after the sessions do.
-        gate.drain();
-        drain(&sessions, &config.drain, &shutdown.hurry).await;
+        let leaving = async {
+            // Unready from here on; but balancers take a while to notice, and send clients until then.
+            gate.leave();
+            if !config.drain.delay.is_zero() {
+                tracing::info!(delay = ?config.drain.delay, "unready, waiting for balancers to notice");
+                let delay = tokio::time::sleep(config.drain.delay);
+                shutdown.hurry.run_until_cancelled(delay).await;
+            }
+            // Clients that poll still need new connections: accepting ends after the sessions do.
+            gate.drain();
+            drain(&sessions, &config.drain, deadline, &shutdown.hurry).await;
+        };
+        let mut leaving = pin!(leaving);
+        tokio::select! {
+            () = &mut leaving => {}
+            part = &mut part_ends, if ended.is_ok() => {
+                ended = Err(ServeError::Ended(part));
+                shutdown.hurry.cancel();
+                leaving.await;
+            }
+        }
         stop.cancel();
         connections.close();
-        // What has not ended by now ends with the process.
-        let _ = tokio::time::timeout(LAST_CONNECTIONS, connections.wait()).await;
-        if let Some(PeersLink { link, .. }) = peers {
-            // What was accepted from clients that have gone since is for the peers as well.
-            let _ = tokio::time::timeout(LAST_EVENTS, stage.drained()).await;
-            link.close().await;
+        // What has not ended by then ends with the process.
+        let _ = timeout_at(deadline - last_words(&config.drain) / 2, connections.wait()).await;
+        // What was accepted from clients that have gone since is for the peers as well.
+        let delivered = timeout_at(deadline, stage.drained()).await;
+        if delivered.is_err() {
+            let events = self.metrics.stage_events.get();
+            tracing::warn!(events, "accepted events are lost: the deadline has come");
         }
+        if let Some(PeersLink { link, .. }) = peers {
+            link.close(deadline).await;
+        }
+        tracing::info!("stopped");
         ended
     }
+}
+
+/// What is kept of the deadline for what follows the last session.
+fn last_words(drain: &Drain) -> Duration {
+    LAST_WORDS.min(drain.deadline / LAST_WORDS_PART)
 }
 
 /// Why a node stopped serving, other than by being told to.
@@ -189,9 +219,9 @@ pub enum ServeError {
     Admin(#[source] io::Error),
 }
 
-/// Closes every session, spread over the configured time; what is left at the deadline, or when it
+/// Closes every session, spread over the configured time; what is left shortly before the deadline, or when it
 /// has to hurry, is cut.
-async fn drain(sessions: &Sessions, drain: &Drain, hurry: &CancellationToken) {
+async fn drain(sessions: &Sessions, drain: &Drain, deadline: Instant, hurry: &CancellationToken) {
     let started = Instant::now();
     let open = sessions.count();
     tracing::info!(sessions = open, spread = ?drain.spread, deadline = ?drain.deadline, "draining");
@@ -199,12 +229,8 @@ async fn drain(sessions: &Sessions, drain: &Drain, hurry: &CancellationToken) {
         close_in_batches(sessions, drain.spread).await;
         sessions.empty().await;
     };
-    let in_time = hurry
-        .run_until_cancelled(tokio::time::timeout(
-            drain.deadline.saturating_sub(drain.delay),
-            all_closed,
-        ))
-        .await;
+    let in_time = timeout_at(deadline - last_words(drain), all_closed);
+    let in_time = hurry.run_until_cancelled(in_time).await;
     let left = sessions.all();
     if !matches!(in_time, Some(Ok(()))) {
         for session in &left {
@@ -226,10 +252,10 @@ async fn close_in_batches(sessions: &Sessions, spread: Duration) {
         if all.is_empty() {
             return;
         }
-        let size = all.len().div_ceil(batches);
-        for batch in all.chunks(size) {
+        for batch in 0..batches {
+            let part = |number: usize| number * all.len() / batches;
             ticks.tick().await;
-            for session in batch {
+            for session in &all[part(batch)..part(batch + 1)] {
                 session.close(CloseReason::ServerShutdown);
             }
         }

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use antiphon_gateway::{
-    BuildError, Listeners, Node, Shutdown,
+    BuildError, Listeners, Node, Question, Shutdown,
     config::{Config, Loaded, environment},
     healthcheck,
     telemetry::Telemetry,
@@ -49,8 +49,15 @@ enum Command {
     /// Print the effective settings as a configuration file; secrets are redacted
     PrintConfig,
     /// Ask the node that runs with these settings, on this machine, whether it is alive
-    Healthcheck,
+    Healthcheck {
+        /// Ask whether clients may be sent to it
+        #[arg(long)]
+        ready: bool,
+    },
 }
+
+/// Descriptors for all but clients: refusals (256), operators (64), Redis, collectors, files, the runtime.
+const OTHER_DESCRIPTORS: usize = 512;
 
 fn setting(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
@@ -80,8 +87,10 @@ fn main() -> ExitCode {
     match args.command {
         Some(Command::CheckConfig) => println!("the configuration is valid"),
         Some(Command::PrintConfig) => print!("{}", loaded.to_toml()),
-        Some(Command::Healthcheck) => {
-            return finish(healthcheck(loaded.config.admin.listen).map_err(anyhow::Error::from));
+        Some(Command::Healthcheck { ready }) => {
+            let question = if ready { Question::Ready } else { Question::Alive };
+            let healthy = healthcheck(loaded.config.admin.listen, question);
+            return finish(healthy.map_err(anyhow::Error::from));
         }
         None => return finish(serve(loaded)),
     }
@@ -105,11 +114,11 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
 }
 
 fn serve(loaded: Loaded) -> anyhow::Result<()> {
-    let config = loaded.config;
+    let mut config = loaded.config;
     let telemetry = Telemetry::start(&config).context("cannot start logging and tracing")?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    config.server.max_connections = within_descriptors(config.server.max_connections);
     let result = runtime.block_on(async {
-        raise_descriptor_limit(config.server.max_connections);
         let listeners = Listeners::bind(&config).await?;
         let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
         let node = Node::new(config.clone())?.with_telemetry(telemetry.clone());
@@ -145,16 +154,23 @@ fn announce(config: &Config, listeners: &Listeners) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Every connection takes a descriptor, and most systems give a process 1,024 until it asks.
-fn raise_descriptor_limit(max_connections: usize) {
-    let wanted = u64::try_from(max_connections).unwrap_or(u64::MAX);
-    match rlimit::increase_nofile_limit(u64::MAX) {
-        Ok(limit) if limit < wanted => tracing::warn!(
+/// Every connection takes a descriptor, and most systems give a process 1,024 until it asks. Returns how many connections
+/// there may be so that a node full of clients can still refuse others, tell how it is, and reach its peers.
+fn within_descriptors(max_connections: usize) -> usize {
+    let limit = match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
+        Err(error) => {
+            tracing::warn!(%error, "cannot raise the limit of open descriptors");
+            return max_connections;
+        }
+    };
+    let room = limit.saturating_sub(OTHER_DESCRIPTORS).max(1);
+    if room < max_connections {
+        tracing::warn!(
             limit,
-            "fewer descriptors than server.max_connections = {max_connections}: raise the hard \
-             limit (`ulimit -Hn`, LimitNOFILE=, or --ulimit nofile=) or lower the setting"
-        ),
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "cannot raise the limit of open descriptors"),
+            "too few descriptors for server.max_connections = {max_connections}: {room} it is. Raise the hard limit \
+             (`ulimit -Hn`, LimitNOFILE=, or --ulimit nofile=), or lower the setting"
+        );
     }
+    room.min(max_connections)
 }

@@ -4,26 +4,27 @@
 use std::{
     io::IsTerminal,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use antiphon_metrics::{Registry, TraceMetrics};
+use antiphon_metrics::{LogMetrics, Registry, TraceMetrics};
 use opentelemetry::{Context, KeyValue, trace::TracerProvider};
 use opentelemetry_otlp::{SpanExporter as OtlpExporter, WithExportConfig};
 use opentelemetry_sdk::{
     Resource,
     error::OTelSdkResult,
     trace::{
-        BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, Span, SpanData, SpanExporter,
-        SpanProcessor,
+        BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, Span, SpanData,
+        SpanExporter, SpanProcessor,
     },
 };
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     EnvFilter, Layer,
-    filter::{FilterFn, ParseError},
+    filter::{FilterFn, LevelFilter, ParseError},
     fmt,
     prelude::*,
     reload,
@@ -32,6 +33,9 @@ use tracing_subscriber::{
 
 use crate::config::{Config, LogFormat, Traces};
 
+/// Lines that wait to be written, some 200 bytes each. Beyond it they are dropped, and counted.
+const LINES_MAX: usize = 16_384;
+
 /// Spans that wait for the collector. Beyond it they are dropped.
 const SPANS_MAX: usize = 8192;
 
@@ -39,7 +43,7 @@ const SPANS_MAX: usize = 8192;
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the last spans may take when the process ends.
-const LAST_SPANS: Duration = Duration::from_secs(2);
+const LAST_SPANS: Duration = Duration::from_secs(1);
 
 /// What goes on by itself, for as long as the process runs. Cloning it is cheap.
 #[derive(Clone)]
@@ -47,6 +51,8 @@ pub struct Telemetry {
     log: LogFilter,
     registry: Registry,
     provider: Option<SdkTracerProvider>,
+    // Writes what waits when it is dropped.
+    lines: Arc<Mutex<Option<WorkerGuard>>>,
 }
 
 /// Why telemetry cannot be started.
@@ -69,19 +75,20 @@ impl Telemetry {
         let registry = Registry::new();
         let metrics = Arc::new(TraceMetrics::register(&registry)?);
         let provider = provider(config, metrics)?;
-        // The configuration has checked the filter; what it could not check is better logged too much
-        // than not at all.
-        let filter = EnvFilter::try_new(&config.log.filter);
-        let (filter, handle) =
-            reload::Layer::new(filter.unwrap_or_else(|_| EnvFilter::new("info")));
+        // The configuration has checked it; what it could not check is better logged too much than not at all.
+        let filter = parse_filter(&config.log.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+        let (filter, handle) = reload::Layer::new(filter);
+        let writer = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX);
+        let (stderr, written) = writer.thread_name("log").finish(std::io::stderr());
+        let dropped = stderr.error_counter();
         let lines: Box<dyn Layer<_> + Send + Sync> = match config.log.format {
             LogFormat::Text => {
                 let colours = std::io::stderr().is_terminal();
-                let lines = fmt::layer().with_writer(std::io::stderr);
+                let lines = fmt::layer().with_writer(stderr);
                 lines.with_ansi(colours).with_target(false).boxed()
             }
             LogFormat::Json => {
-                let lines = json_subscriber::fmt::layer().with_writer(std::io::stderr);
+                let lines = json_subscriber::fmt::layer().with_writer(stderr);
                 let mut lines = lines.flatten_event(true).with_opentelemetry_ids(true);
                 lines.inner_layer_mut().add_static_field("node", config.node.id.clone().into());
                 lines.boxed()
@@ -91,12 +98,16 @@ impl Telemetry {
             let ours = FilterFn::new(|metadata| {
                 metadata.is_span() && metadata.target().starts_with("antiphon")
             });
+            // All there are. Without it libraries took it that everything is wanted, and print what nobody reads.
+            let ours = ours.with_max_level_hint(LevelFilter::INFO);
             tracing_opentelemetry::layer()
                 .with_tracer(provider.tracer("antiphon"))
                 .with_filter(ours)
         });
         tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).try_init()?;
-        Ok(Self { log: LogFilter(handle), registry, provider })
+        let metrics = Arc::new(LogMetrics::register(&registry)?);
+        let log = LogFilter { filter: handle, dropped, metrics };
+        Ok(Self { log, registry, provider, lines: Arc::new(Mutex::new(Some(written))) })
     }
 
     /// What is logged.
@@ -109,23 +120,41 @@ impl Telemetry {
         &self.registry
     }
 
-    /// Hands the collector what it has not got yet.
+    /// Hands the collector what it has not got yet, and writes the last lines.
     pub fn finish(self) {
         if let Some(provider) = self.provider
             && let Err(error) = provider.shutdown_with_timeout(LAST_SPANS)
         {
             tracing::warn!(%error, "the last spans are lost");
         }
+        drop(self.lines.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
 /// What is logged, while the program runs.
 #[derive(Clone)]
-pub struct LogFilter(reload::Handle<EnvFilter, tracing_subscriber::Registry>);
+pub struct LogFilter {
+    filter: reload::Handle<EnvFilter, tracing_subscriber::Registry>,
+    dropped: ErrorCounter,
+    metrics: Arc<LogMetrics>,
+}
+
+/// Reads a filter: a level, or directives.
+pub(crate) fn parse_filter(text: &str) -> Result<EnvFilter, FilterError> {
+    if text.trim().is_empty() {
+        return Err(FilterError::Empty);
+    }
+    let filter = EnvFilter::builder().parse(text.trim())?;
+    // It prints frames, with what clients send and the ids that they are trusted for.
+    Ok(filter.add_directive("tungstenite=info".parse()?))
+}
 
 /// A filter that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
+    /// There is nothing in it.
+    #[error("want a level or directives, such as \"info,antiphon_gateway=debug\"")]
+    Empty,
     /// It is not one.
     #[error("want a level or directives, such as \"info,antiphon_gateway=debug\": {0}")]
     Syntax(#[from] ParseError),
@@ -137,13 +166,23 @@ pub enum FilterError {
 impl LogFilter {
     /// The filter in use.
     pub fn get(&self) -> String {
-        self.0.with_current(ToString::to_string).unwrap_or_default()
+        self.filter.with_current(ToString::to_string).unwrap_or_default()
     }
 
     /// Puts another in its place.
     pub fn set(&self, filter: &str) -> Result<(), FilterError> {
-        self.0.reload(EnvFilter::try_new(filter)?)?;
+        let parsed = parse_filter(filter)?;
+        // Before it: the new one may leave this out.
+        tracing::info!(filter, "what is logged is changed");
+        self.filter.reload(parsed)?;
         Ok(())
+    }
+
+    /// Brings the metrics up to date.
+    pub(crate) fn count(&self) {
+        let counted = &self.metrics.lines_dropped_total;
+        let dropped = u64::try_from(self.dropped.dropped_lines()).unwrap_or(u64::MAX);
+        counted.inc_by(dropped.saturating_sub(counted.get()));
     }
 }
 
@@ -165,6 +204,8 @@ fn provider(
     ]);
     let provider = SdkTracerProvider::builder()
         .with_span_processor(Counting { batch, metrics })
+        // Not what the environment says (OTEL_TRACES_SAMPLER), which would sample a second time.
+        .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOn)))
         .with_resource(resource.build());
     Ok(Some(provider.build()))
 }

@@ -142,7 +142,9 @@ async fn a_rolling_restart_loses_nothing() {
         let old = nodes.remove(at);
         let ports = [("server.listen", old.address), ("admin.listen", old.admin)];
         let ports = ports.map(|(key, address)| format!("{key}={address}"));
-        tokio::task::spawn_blocking(|| old.stop()).await.expect("it ends");
+        let log = tokio::task::spawn_blocking(|| old.stop()).await.expect("it ends");
+        let drained = log.iter().find(|line| line["message"] == "drained").expect("it drained");
+        assert_eq!(drained["cut"], 0, "{drained}");
         let settings = [&settings[..], &[&ports[0], &ports[1]]].concat();
         nodes.insert(at, Node::start(&settings));
         nodes[at].until_ready().await;

@@ -16,6 +16,7 @@ pub mod adapter;
 pub mod bus;
 mod declare;
 pub mod gateway;
+pub mod log;
 mod process;
 pub mod traces;
 
@@ -26,6 +27,7 @@ pub use declare::{
     NamespaceGauges, Seconds,
 };
 pub use gateway::GatewayMetrics;
+pub use log::LogMetrics;
 pub use process::register_process;
 pub use prometheus::{Counter, Error, IntCounter, IntGauge, Registry};
 

@@ -5,7 +5,7 @@
 use std::fmt::Write;
 
 use antiphon_metrics::{
-    AdapterMetrics, BusMetrics, Description, GatewayMetrics, Registry, TraceMetrics,
+    AdapterMetrics, BusMetrics, Description, GatewayMetrics, LogMetrics, Registry, TraceMetrics,
     register_process,
 };
 
@@ -29,6 +29,7 @@ fn it_lists_every_metric() {
     );
     section(&mut text, "Bus: the connections to Redis", &BusMetrics::describe());
     section(&mut text, "Traces", &TraceMetrics::describe());
+    section(&mut text, "Log", &LogMetrics::describe());
     process(&mut text);
     if std::env::var_os("UPDATE_METRICS").is_some() {
         std::fs::write(PATH, &text).expect("METRICS.md is writable");

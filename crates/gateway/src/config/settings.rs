@@ -5,6 +5,8 @@ use std::{collections::HashSet, net::SocketAddr, num::NonZeroU32, path::PathBuf,
 use config::{Value, ValueKind};
 use ipnet::IpNet;
 
+use crate::telemetry::parse_filter;
+
 use super::{
     Action, Admin, AllowedOrigins, Audience, Config, Cors, Drain, EventRule, FanOut,
     ForwardingHeader, Limits, Log, LogFormat, Node, Proxy, Rate, Redis, Secret, Server, Session,
@@ -353,9 +355,12 @@ fn drain(s: &mut Section<'_>) -> Read<Drain> {
     let spread = s.get("spread", duration(Duration::ZERO..=LONGEST));
     let deadline = timeout(s, "deadline");
     let (delay, spread, deadline) = (delay?, spread?, deadline?);
-    if delay + spread > deadline {
-        let both = humantime::format_duration(delay + spread);
-        let right = format!("want at least drain.delay and drain.spread together ({both})");
+    // The rest is for the last batch to be written, and for what follows.
+    let least = (delay + spread) * 5 / 4;
+    if least > deadline {
+        let least = humantime::format_duration(least);
+        let right =
+            format!("want a quarter more than drain.delay and drain.spread together ({least})");
         return Err(s.refuse("deadline", right));
     }
     Ok(Drain { delay, spread, deadline })
@@ -465,9 +470,9 @@ fn log(s: &mut Section<'_>) -> Read<Log> {
     let filter = s.get("filter", |value| {
         let wanted = "want a level such as \"info\", or directives such as \"info,hyper=warn\"";
         let filter = text(value).map_err(|_| wanted.to_owned())?;
-        match tracing_subscriber::EnvFilter::builder().parse(&filter) {
-            Ok(_) if !filter.is_empty() => Ok(filter),
-            _ => Err(wanted.to_owned()),
+        match parse_filter(&filter) {
+            Ok(_) => Ok(filter),
+            Err(_) => Err(wanted.to_owned()),
         }
     });
     let format = s.get("format", one_of(&[("text", LogFormat::Text), ("json", LogFormat::Json)]));

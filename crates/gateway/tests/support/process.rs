@@ -3,7 +3,8 @@
 use std::{
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
-    process::{Child, ChildStderr, Command, Stdio},
+    process::{Child, Command, Stdio},
+    thread::{self, JoinHandle},
 };
 
 use serde_json::Value;
@@ -13,7 +14,8 @@ use crate::harness::{DEADLINE, get};
 /// A node as a process of its own, with JSON logs.
 pub(crate) struct Node {
     process: Child,
-    lines: BufReader<ChildStderr>,
+    // All that it logs after it has started.
+    log: Option<JoinHandle<String>>,
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
 }
@@ -36,12 +38,17 @@ impl Node {
                 break line;
             }
         };
+        let log = thread::spawn(move || {
+            let mut log = String::new();
+            lines.read_to_string(&mut log).expect("UTF-8");
+            log
+        });
         let message = started["message"].as_str().expect("a text");
         let address = message.split("http://").nth(1).and_then(|rest| rest.split('/').next());
         let admin = started["admin"].as_str().and_then(|url| url.strip_prefix("http://"));
         Self {
             process,
-            lines,
+            log: Some(log),
             address: address.expect("an address").parse().expect("an address"),
             admin: admin.expect("an address").parse().expect("an address"),
         }
@@ -60,8 +67,7 @@ impl Node {
     pub(crate) fn stop(mut self) -> Vec<Value> {
         let pid = self.process.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill").success());
-        let mut log = String::new();
-        self.lines.read_to_string(&mut log).expect("UTF-8");
+        let log = self.log.take().expect("it is stopped once").join().expect("it is read");
         assert_eq!(self.process.wait().expect("it ends").code(), Some(0), "{log}");
         log.lines().map(|line| serde_json::from_str(line).expect("a JSON object a line")).collect()
     }
