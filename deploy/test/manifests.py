@@ -24,6 +24,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Of the node's own: after the drain, connections and events that are left have a second each (lifecycle.rs); and one to end.
 AFTER_DRAIN_S = 3
+# When /healthz calls the node stuck (health.rs), and how long its clients may be left with one that is.
+STUCK_AFTER_S, STUCK_BEARABLE_S = 15, 40
+# Not to answer for so long is no reason yet to be killed: the machine may be busy.
+BUSY_S = 15
+# From what happens to an alert that is pending: a scrape (PodMonitor), and an evaluation (Prometheus operator).
+NOTICED_S = 15 + 30
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 HANDLERS = {"httpGet", "tcpSocket", "exec", "grpc"}
@@ -77,6 +83,16 @@ def drain_s(known):
     """How long a node may take to end."""
     drain = known["drain"]
     return seconds(drain["deadline"]) + AFTER_DRAIN_S
+
+
+@functools.cache
+def rules():
+    """The groups that deploy/prometheus/rules.yml has."""
+    return yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())["groups"]
+
+
+def alert(name):
+    return next(rule for group in rules() for rule in group["rules"] if rule.get("alert") == name)
 
 
 class Cluster:
@@ -321,6 +337,13 @@ def probes(cluster):
             for kind, path in zip(PROBES, ("/healthz", "/readyz", "/healthz")):
                 if (container.get(kind) or {}).get("httpGet", {}).get("path") != path:
                     yield f"{call(work)}: {kind} does not ask {path}"
+            alive = container.get("livenessProbe") or {}
+            patience = alive.get("periodSeconds", 10) * alive.get("failureThreshold", 3)
+            kept = STUCK_AFTER_S + patience + alive.get("terminationGracePeriodSeconds", pod(work).get("terminationGracePeriodSeconds", 30))
+            if kept > STUCK_BEARABLE_S:
+                yield f"{call(work)}: when it is stuck, its clients are kept for {kept} s"
+            if patience < BUSY_S or alive.get("failureThreshold", 3) < 2:
+                yield f"{call(work)}: when it is only busy, it is killed after {patience} s"
 
 
 def restricted(cluster):
@@ -398,6 +421,9 @@ def drain(cluster):
         grace = pod(work).get("terminationGracePeriodSeconds", 30)
         if grace < needed:
             yield f"{call(work)}: killed after {grace} s, but leaving may take {needed:g} s"
+        told = before + seconds(alert("AntiphonDrainStuck")["for"]) + NOTICED_S
+        if grace < told:
+            yield f"{call(work)}: killed after {grace} s, but AntiphonDrainStuck fires after {told:g} s"
         rolling = work["spec"].get("strategy", {}).get("rollingUpdate", {})
         if work["spec"].get("strategy", {}).get("type", "RollingUpdate") != "RollingUpdate" or rolling.get("maxUnavailable") != 0 or not rolling.get("maxSurge"):
             yield f"{call(work)}: a rollout takes a node away before there is a new one"
@@ -659,6 +685,10 @@ MISTAKES = (
     (put(f"{FIRST}.readinessProbe.tcpSocket", {"port": "admin"}), "2 handlers"),
     (drop(f"{FIRST}.readinessProbe.httpGet"), "0 handlers"),
     (put(f"{FIRST}.livenessProbe.httpGet.path", "/readyz"), "does not ask /healthz"),
+    (drop(f"{FIRST}.livenessProbe.terminationGracePeriodSeconds"), "its clients are kept for 150 s"),
+    (put(f"{FIRST}.livenessProbe.periodSeconds", 10), "its clients are kept for 50 s"),
+    (put(f"{FIRST}.livenessProbe.periodSeconds", 2), "killed after 6 s"),
+    (put(f"{FIRST}.livenessProbe.failureThreshold", 1), "when it is only busy"),
     (put(f"{POD}.hostNetwork", True), "hostNetwork"),
     (put(f"{POD}.securityContext", {}), "may run as root"),
     (put(f"{POD}.securityContext.runAsUser", 0), "runs as root"),
@@ -678,9 +708,10 @@ MISTAKES = (
     (drop(f"{POD}.enableServiceLinks"), "enableServiceLinks"),
     (put(f"{FIRST}.args", []), "no workload is started with"),
     (put(f"{POD}.terminationGracePeriodSeconds", 20), "killed after 20 s"),
-    (variable("ANTIPHON__DRAIN__DEADLINE", "60s"), "may take 63 s"),
+    (put(f"{POD}.terminationGracePeriodSeconds", 40), "AntiphonDrainStuck fires after"),
+    (variable("ANTIPHON__DRAIN__DEADLINE", "150s"), "may take 153 s"),
     (put(f"{FIRST}.lifecycle", {"preStop": {"exec": {"command": ["sleep", "5"]}}}), "no shell"),
-    (put(f"{FIRST}.lifecycle", {"preStop": {"sleep": {"seconds": 30}}}), "may take 58 s"),
+    (put(f"{FIRST}.lifecycle", {"preStop": {"sleep": {"seconds": 100}}}), "may take 128 s"),
     (put("Deployment/antiphon spec.strategy.rollingUpdate.maxUnavailable", 1), "takes a node away"),
     (put("HorizontalPodAutoscaler/antiphon spec.scaleTargetRef.name", "gateway"), "no Deployment gateway"),
     (put("HorizontalPodAutoscaler/antiphon spec.minReplicas", 20), "minReplicas 20"),
