@@ -3,6 +3,7 @@ that what is promised of them is there.
 
     manifests.py check COMPOSE RENDERED...       says every mistake; exit code 1 if there is one
     manifests.py selfcheck COMPOSE RENDERED...   makes mistakes on purpose, and sees each one found
+    manifests.py update                          writes the copies that k8s/ has of files of deploy/
 
 COMPOSE is what `docker-compose config` prints, RENDERED what `kubectl kustomize` does. $ANTIPHON is the binary, which is
 asked about its settings.
@@ -83,6 +84,30 @@ def drain_s(known):
     """How long a node may take to end."""
     drain = known["drain"]
     return seconds(drain["deadline"]) + AFTER_DRAIN_S
+
+
+def prometheus_rule(text):
+    """What deploy/prometheus/rules.yml is for the Prometheus operator, comments and all."""
+    groups = text[text.index("\ngroups:\n") + 1 :]
+    return (
+        "# A copy of deploy/prometheus/rules.yml, made by `deploy/test/manifests update`.\n"
+        "apiVersion: monitoring.coreos.com/v1\n"
+        "kind: PrometheusRule\n"
+        "metadata:\n"
+        "  name: antiphon\n"
+        "  labels:\n"
+        "    # What kube-prometheus-stack looks for: the name that it was installed under.\n"
+        "    release: kube-prometheus-stack\n"
+        "spec:\n" + re.sub("^(?=.)", "  ", groups, flags=re.M)
+    )
+
+
+# Kustomize reads no file outside its own directory, so k8s/ has copies: what of, which, and how it is made.
+COPIES = (
+    ("deploy/antiphon.toml", "k8s/base/antiphon.toml", str),
+    ("deploy/redis/redis.conf", "k8s/base/redis.conf", str),
+    ("deploy/prometheus/rules.yml", "k8s/components/alerts/prometheusrule.yaml", prometheus_rule),
+)
 
 
 @functools.cache
@@ -497,6 +522,34 @@ def network(cluster):
             yield f"{call(work)}: may not reach a Redis elsewhere"
 
 
+def unfolded(thing):
+    """The same with single spaces in its texts: kubectl folds long ones anew, and adds lines."""
+    if isinstance(thing, dict):
+        return {key: unfolded(value) for key, value in thing.items()}
+    if isinstance(thing, list):
+        return [unfolded(value) for value in thing]
+    return " ".join(thing.split()) if isinstance(thing, str) else thing
+
+
+def monitoring(cluster):
+    """What the Prometheus operator reads. It has no schema here."""
+    things = cluster.of("PodMonitor", "PrometheusRule")
+    for thing in things:
+        if thing["apiVersion"] != "monitoring.coreos.com/v1":
+            yield f"{call(thing)}: apiVersion {thing['apiVersion']}"
+        if not thing["metadata"].get("labels", {}).get("release"):
+            yield f"{call(thing)}: kube-prometheus-stack passes it by, without a label `release`"
+    if len({thing["metadata"].get("labels", {}).get("release") for thing in things}) > 1:
+        yield "PodMonitor and PrometheusRule are for two Prometheuses: their `release` differs"
+    for thing in cluster.of("PodMonitor"):
+        # The rules mean nodes by it: NAMESPACE/NAME.
+        if thing["metadata"]["name"] != "antiphon" or "jobLabel" in thing["spec"]:
+            yield f"{call(thing)}: the rules do not know its job"
+    for thing in cluster.of("PrometheusRule"):
+        if unfolded(thing["spec"]) != unfolded({"groups": rules()}):
+            yield f"{call(thing)}: has other rules than deploy/prometheus/rules.yml"
+
+
 def ingress(cluster):
     nodes = [known for work in cluster.workloads() if (known := known_of(cluster, work))]
     for thing in cluster.of("Ingress"):
@@ -587,7 +640,7 @@ def compose(file):
             yield f"haproxy.cfg: timeout {key} is below what a client may be silent"
 
 
-CHECKS = (names, selectors, port_names, references, resources, probes, restricted, variables, drain, scaling, network, ingress)
+CHECKS = (names, selectors, port_names, references, resources, probes, restricted, variables, drain, scaling, network, monitoring, ingress)
 
 
 def complaints(cluster):
@@ -734,6 +787,19 @@ MISTAKES = (
     (annotation("proxy-buffering", "on"), "held back"),
 )
 
+# The same in another overlay than the base.
+COMPONENT_MISTAKES = (
+    ("with-podmonitor", put("PodMonitor/antiphon spec.selector.matchLabels", {"app": "antiphon"}), "selects no pods"),
+    ("with-podmonitor", put("PodMonitor/antiphon spec.podMetricsEndpoints.0.port", "metrics"), "asks port metrics"),
+    ("with-podmonitor", drop("PodMonitor/antiphon spec.podMetricsEndpoints.0.authorization"), "has no token"),
+    ("with-podmonitor", drop("PodMonitor/antiphon metadata.labels"), "passes it by"),
+    ("with-podmonitor", put("PodMonitor/antiphon metadata.name", "nodes"), "do not know its job"),
+    ("with-alerts", put("PrometheusRule/antiphon apiVersion", "monitoring.coreos.com/v1beta1"), "apiVersion"),
+    ("with-alerts", drop("PrometheusRule/antiphon metadata.labels.release"), "passes it by"),
+    ("with-alerts", put("PrometheusRule/antiphon spec.groups.1.rules.0.for", "1m"), "other rules than"),
+    ("production", put("PodMonitor/antiphon metadata.labels.release", "prometheus"), "two Prometheuses"),
+)
+
 COMPOSE_MISTAKES = (
     ("a published node", lambda file: file["services"]["node"].update(ports=["9464:9464"]), "node: is published"),
     ("Prometheus for everybody", lambda file: file["services"]["prometheus"].update(ports=["9090:9090"]), "published to everybody"),
@@ -758,30 +824,36 @@ def selfcheck(file, clusters):
             missed += 1
             print(f"MISSED: {what}: nobody says {expected!r}, but {said}")
 
-    for (what, change), expected in MISTAKES:
-        broken = copy.deepcopy(clusters[0])
+    in_base = [("k8s", change, expected) for change, expected in MISTAKES]
+    for overlay, (what, change), expected in (*in_base, *COMPONENT_MISTAKES):
+        broken = copy.deepcopy(clusters[overlay])
         change(broken)
-        judge(what, expected, complaints(broken))
+        judge(f"{overlay}: {what}", expected, complaints(broken))
     for what, change, expected in COMPOSE_MISTAKES:
         broken = copy.deepcopy(file)
         change(broken)
         judge(what, expected, list(compose(broken)))
-    print(f"{len(MISTAKES) + len(COMPOSE_MISTAKES) - missed} of {len(MISTAKES) + len(COMPOSE_MISTAKES)} mistakes made on purpose were found")
+    made = len(in_base) + len(COMPONENT_MISTAKES) + len(COMPOSE_MISTAKES)
+    print(f"{made - missed} of {made} mistakes made on purpose were found")
     return missed
 
 
 def main():
+    if sys.argv[1:] == ["update"]:
+        for source, target, made in COPIES:
+            (ROOT / target).write_text(made((ROOT / source).read_text()))
+        return False
     command, file, *rendered = sys.argv[1:]
     file = yaml.safe_load(Path(file).read_text())
-    clusters = [Cluster(yaml.safe_load_all(Path(path).read_text())) for path in rendered]
+    clusters = {Path(path).stem: Cluster(yaml.safe_load_all(Path(path).read_text())) for path in rendered}
     if command == "selfcheck":
         return bool(selfcheck(file, clusters))
     wrong = [f"docker-compose.yml: {complaint}" for complaint in compose(file)]
-    for path, cluster in zip(rendered, clusters):
-        wrong += [f"{Path(path).stem}: {complaint}" for complaint in complaints(cluster)]
-    for ours, theirs in (("deploy/antiphon.toml", "k8s/base/antiphon.toml"), ("deploy/redis/redis.conf", "k8s/base/redis.conf")):
-        if (ROOT / ours).read_text() != (ROOT / theirs).read_text():
-            wrong.append(f"{ours} and {theirs} differ: Compose and Kubernetes have the same")
+    for name, cluster in clusters.items():
+        wrong += [f"{name}: {complaint}" for complaint in complaints(cluster)]
+    for source, target, made in COPIES:
+        if (ROOT / target).read_text() != made((ROOT / source).read_text()):
+            wrong.append(f"{target} is no copy of {source}: deploy/test/manifests update")
     print("\n".join(wrong) or f"docker-compose.yml and {len(clusters)} overlays fit together")
     return bool(wrong)
 
