@@ -32,6 +32,9 @@ BUSY_S = 15
 # From what happens to an alert that is pending: a scrape (PodMonitor), and an evaluation (Prometheus operator).
 NOTICED_S = 15 + 30
 
+# Memory: twice what an idle connection takes (all come at once), and what a node has beside them (k8s/README.md).
+CONNECTION_BYTES, BESIDE_BYTES = 2 * 20_000, 100e6
+
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 HANDLERS = {"httpGet", "tcpSocket", "exec", "grpc"}
 UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -338,6 +341,9 @@ def resources(cluster):
                     yield f"{who}: requests no {name}"
             if "memory" not in wanted.get("limits", {}):
                 yield f"{who}: no limit of memory"
+            known = known_of(cluster, work) or {"server": {"max_connections": 0}}
+            if (quantity(wanted.get("limits", {}).get("memory")) or 1e12) < BESIDE_BYTES + CONNECTION_BYTES * known["server"]["max_connections"]:
+                yield f"{who}: the limit of memory is below what server.max_connections take"
             for name, limit in wanted.get("limits", {}).items():
                 request = quantity(wanted.get("requests", {}).get(name, 0))
                 if None not in (quantity(limit), request) and quantity(limit) < request:
@@ -502,14 +508,26 @@ def network(cluster):
                 admin = any(port.get("port") in ("admin", 9464) for port in rule.get("ports", []))
                 if admin and not peer.get("podSelector", {}).get("matchLabels"):
                     yield f"{call(policy)}: lets everything in a namespace reach the admin port"
+        for rule in policy["spec"].get("egress", []):
+            blocks = {peer["ipBlock"]["cidr"] for peer in rule.get("to", []) if "ipBlock" in peer}
+            if len(blocks & {"0.0.0.0/0", "::/0"}) == 1:
+                yield f"{call(policy)}: lets out to everywhere, but only over one of IPv4 and IPv6"
     for work in cluster.workloads():
-        if known_of(cluster, work) is None:
+        if (known := known_of(cluster, work)) is None:
             continue
+        collector = re.fullmatch(r"http://[^.:/]+\.([^.:/]+)[^:/]*:(\d+)/.*", known["traces"]["endpoint"])
+        if known["traces"]["endpoint"] and not collector:
+            yield f"{call(work)}: traces.endpoint is not http://SERVICE.NAMESPACE:PORT/…"
         labels = work["spec"]["template"]["metadata"]["labels"]
         own = [policy for policy in policies if policy["spec"]["podSelector"] and work in cluster.selected(policy["spec"]["podSelector"])]
         out = [(peer, port) for policy in own for rule in policy["spec"].get("egress", []) for peer in rule["to"] for port in rule["ports"]]
         if not any(port.get("port") == 53 for _, port in out):
             yield f"{call(work)}: may not ask for names"
+        if collector and not any(
+            fits(peer.get("namespaceSelector"), {"kubernetes.io/metadata.name": collector[1]}) and str(port["port"]) == collector[2] and "namespaceSelector" in peer
+            for peer, port in out
+        ):
+            yield f"{call(work)}: may not reach the collector of {known['traces']['endpoint']}"
         redis = cluster.named("StatefulSet", "redis")
         if redis:
             if not any(redis in cluster.selected(peer.get("podSelector", {"matchLabels": {"no": "one"}})) and "namespaceSelector" not in peer for peer, _ in out):
@@ -733,6 +751,7 @@ MISTAKES = (
     (put(f"{FIRST}.resources.requests.memory", "2Gi"), "below what is requested"),
     (drop(f"{FIRST}.resources.requests.cpu"), "requests no cpu"),
     (drop(f"{FIRST}.resources.limits"), "no limit of memory"),
+    (variable("ANTIPHON__SERVER__MAX_CONNECTIONS", "40000"), "below what server.max_connections take"),
     (drop("StatefulSet/redis spec.template.spec.volumes.2.emptyDir.sizeLimit"), "no bound"),
     (drop(f"{FIRST}.livenessProbe"), "no livenessProbe"),
     (put(f"{FIRST}.readinessProbe.tcpSocket", {"port": "admin"}), "2 handlers"),
@@ -797,6 +816,12 @@ COMPONENT_MISTAKES = (
     ("with-alerts", put("PrometheusRule/antiphon apiVersion", "monitoring.coreos.com/v1beta1"), "apiVersion"),
     ("with-alerts", drop("PrometheusRule/antiphon metadata.labels.release"), "passes it by"),
     ("with-alerts", put("PrometheusRule/antiphon spec.groups.1.rules.0.for", "1m"), "other rules than"),
+    ("with-managed-redis", drop("NetworkPolicy/antiphon spec.egress.0.to.1"), "only over one of IPv4 and IPv6"),
+    ("with-managed-redis", drop("NetworkPolicy/antiphon spec.egress.0"), "may not reach a Redis elsewhere"),
+    ("with-traces", drop("NetworkPolicy/antiphon spec.egress.2"), "may not reach the collector"),
+    ("with-traces", put("NetworkPolicy/antiphon spec.egress.2.ports.0.port", 4317), "may not reach the collector"),
+    ("with-traces", variable("ANTIPHON__TRACES__ENDPOINT", "http://otel-collector.traces:4318/v1/traces"), "may not reach the collector"),
+    ("with-traces", variable("ANTIPHON__TRACES__ENDPOINT", "http://otel-collector:4318/v1/traces"), "is not http://SERVICE.NAMESPACE"),
     ("production", put("PodMonitor/antiphon metadata.labels.release", "prometheus"), "two Prometheuses"),
 )
 
