@@ -568,6 +568,61 @@ def monitoring(cluster):
             yield f"{call(thing)}: has other rules than deploy/prometheus/rules.yml"
 
 
+def gateway(cluster):
+    """Gateway API, as Envoy Gateway does it. It has no schema here."""
+    nodes = [known for work in cluster.workloads() if (known := known_of(cluster, work))]
+    versions = {"Gateway": "gateway.networking.k8s.io/v1", "HTTPRoute": "gateway.networking.k8s.io/v1", "BackendTrafficPolicy": "gateway.envoyproxy.io/v1alpha1"}
+    for thing in cluster.of(*versions):
+        if thing["apiVersion"] != versions[thing["kind"]]:
+            yield f"{call(thing)}: apiVersion {thing['apiVersion']}"
+    sticky = set()
+    for policy in cluster.of("BackendTrafficPolicy"):
+        for target in policy["spec"]["targetRefs"]:
+            if not cluster.named(target["kind"], target["name"]):
+                yield f"{call(policy)}: there is no {target['kind']} {target['name']}"
+            balancer = policy["spec"].get("loadBalancer", {})
+            if balancer.get("type") == "ConsistentHash" and "ttl" in balancer["consistentHash"].get("cookie", {}):
+                sticky.add(target["name"])
+    for route in cluster.of("HTTPRoute"):
+        for parent in route["spec"]["parentRefs"]:
+            if not cluster.named("Gateway", parent["name"]):
+                yield f"{call(route)}: there is no Gateway {parent['name']}"
+        paths = []
+        for rule in route["spec"]["rules"]:
+            paths += [match["path"] for match in rule["matches"]]
+            if rule.keys() & {"retry", "sessionPersistence"}:
+                yield f"{call(route)}: needs the experimental channel of Gateway API"
+            if rule.get("timeouts", {}).get("request") != "0s":
+                yield f"{call(route)}: ends WebSockets after a time"
+            for wanted in rule["backendRefs"]:
+                service = cluster.named("Service", wanted["name"])
+                port = next((port for port in (service or {"spec": {"ports": []}})["spec"]["ports"] if port["port"] == wanted["port"]), None)
+                if not port:
+                    yield f"{call(route)}: there is no Service {wanted['name']} with port {wanted['port']}"
+                elif port.get("appProtocol") != "kubernetes.io/ws":
+                    yield f"{call(service)}: does not say that it speaks WebSocket"
+        for known in nodes:
+            if paths != [{"type": "PathPrefix", "value": known["server"]["path"]}]:
+                yield f"{call(route)}: leads {paths} there, but clients ask for {known['server']['path']}"
+            if "polling" in known["server"]["transports"] and route["metadata"]["name"] not in sticky:
+                yield f"{call(route)}: clients that poll do not stay with their node"
+
+
+def way_in(cluster):
+    """Clients come one way, and NetworkPolicies know where from."""
+    ways = [(thing, thing["spec"].get("ingressClassName") or thing["spec"].get("gatewayClassName")) for thing in cluster.of("Ingress", "Gateway")]
+    if len(ways) != 1:
+        yield f"{len(ways)} ways in for clients: one is expected"
+    controllers = {"nginx": "ingress-nginx", "eg": "envoy-gateway-system"}
+    for thing, name in ways:
+        into = [
+            peer["namespaceSelector"] for policy in cluster.of("NetworkPolicy") for rule in policy["spec"].get("ingress", [])
+            for peer in rule.get("from", []) if "namespaceSelector" in peer and {"port": "clients", "protocol": "TCP"} in rule.get("ports", [])
+        ]
+        if not any(fits(selector, {"kubernetes.io/metadata.name": controllers[name]}) for selector in into):
+            yield f"{call(thing)}: no NetworkPolicy lets {controllers[name]} in"
+
+
 def ingress(cluster):
     nodes = [known for work in cluster.workloads() if (known := known_of(cluster, work))]
     for thing in cluster.of("Ingress"):
@@ -658,7 +713,7 @@ def compose(file):
             yield f"haproxy.cfg: timeout {key} is below what a client may be silent"
 
 
-CHECKS = (names, selectors, port_names, references, resources, probes, restricted, variables, drain, scaling, network, monitoring, ingress)
+CHECKS = (names, selectors, port_names, references, resources, probes, restricted, variables, drain, scaling, network, monitoring, way_in, ingress, gateway)
 
 
 def complaints(cluster):
@@ -800,6 +855,8 @@ MISTAKES = (
     (drop("NetworkPolicy/antiphon spec.egress.1"), "may not ask for names"),
     (drop("NetworkPolicy/antiphon spec.egress.0"), "may not reach StatefulSet/redis"),
     (gone("NetworkPolicy", "redis"), "does not let Deployment/antiphon in"),
+    (put("NetworkPolicy/antiphon spec.ingress.0.from.0.namespaceSelector.matchLabels", {"kubernetes.io/metadata.name": "nginx"}), "lets ingress-nginx in"),
+    (gone("Ingress", "antiphon"), "0 ways in"),
     (annotation("proxy-read-timeout", "50"), "proxy-read-timeout"),
     (annotation("proxy-body-size", "512k"), "proxy-body-size"),
     (annotation("affinity", "none"), "do not stay with their node"),
@@ -822,6 +879,18 @@ COMPONENT_MISTAKES = (
     ("with-traces", put("NetworkPolicy/antiphon spec.egress.2.ports.0.port", 4317), "may not reach the collector"),
     ("with-traces", variable("ANTIPHON__TRACES__ENDPOINT", "http://otel-collector.traces:4318/v1/traces"), "may not reach the collector"),
     ("with-traces", variable("ANTIPHON__TRACES__ENDPOINT", "http://otel-collector:4318/v1/traces"), "is not http://SERVICE.NAMESPACE"),
+    ("with-gateway-api", put("HTTPRoute/antiphon apiVersion", "gateway.networking.k8s.io/v1beta1"), "apiVersion"),
+    ("with-gateway-api", put("HTTPRoute/antiphon spec.parentRefs.0.name", "public"), "no Gateway public"),
+    ("with-gateway-api", put("HTTPRoute/antiphon spec.rules.0.backendRefs.0.port", 5000), "with port 5000"),
+    ("with-gateway-api", put("HTTPRoute/antiphon spec.rules.0.matches.0.path.value", "/"), "clients ask for /socket.io"),
+    ("with-gateway-api", drop("HTTPRoute/antiphon spec.rules.0.timeouts"), "ends WebSockets"),
+    ("with-gateway-api", put("HTTPRoute/antiphon spec.rules.0.sessionPersistence", {"type": "Cookie"}), "experimental"),
+    ("with-gateway-api", put("Service/antiphon spec.ports.0.appProtocol", "http"), "speaks WebSocket"),
+    ("with-gateway-api", put("BackendTrafficPolicy/antiphon spec.targetRefs.0.name", "nodes"), "no HTTPRoute nodes"),
+    ("with-gateway-api", gone("BackendTrafficPolicy", "antiphon"), "do not stay with their node"),
+    ("with-gateway-api", drop("BackendTrafficPolicy/antiphon spec.loadBalancer.consistentHash.cookie.ttl"), "do not stay with their node"),
+    ("with-gateway-api", put("NetworkPolicy/antiphon spec.ingress.0.from.0.namespaceSelector.matchLabels", {"kubernetes.io/metadata.name": "ingress-nginx"}), "lets envoy-gateway-system in"),
+    ("with-gateway-api", gone("Gateway", "antiphon"), "0 ways in"),
     ("production", put("PodMonitor/antiphon metadata.labels.release", "prometheus"), "two Prometheuses"),
 )
 
