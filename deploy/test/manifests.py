@@ -23,8 +23,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Of the node's own: after the drain, connections and events that are left have a second each (lifecycle.rs); and one to end.
-AFTER_DRAIN_S = 3
+# Of the node's own: after drain.deadline the last traces have a second (telemetry.rs); and one to end.
+AFTER_DRAIN_S = 2
 # When /healthz calls the node stuck (health.rs), and how long its clients may be left with one that is.
 STUCK_AFTER_S, STUCK_BEARABLE_S = 15, 40
 # Not to answer for so long is no reason yet to be killed: the machine may be busy.
@@ -836,9 +836,9 @@ MISTAKES = (
     (put(f"{FIRST}.args", []), "no workload is started with"),
     (put(f"{POD}.terminationGracePeriodSeconds", 20), "killed after 20 s"),
     (put(f"{POD}.terminationGracePeriodSeconds", 40), "AntiphonDrainStuck fires after"),
-    (variable("ANTIPHON__DRAIN__DEADLINE", "150s"), "may take 153 s"),
+    (variable("ANTIPHON__DRAIN__DEADLINE", "150s"), "may take 152 s"),
     (put(f"{FIRST}.lifecycle", {"preStop": {"exec": {"command": ["sleep", "5"]}}}), "no shell"),
-    (put(f"{FIRST}.lifecycle", {"preStop": {"sleep": {"seconds": 100}}}), "may take 128 s"),
+    (put(f"{FIRST}.lifecycle", {"preStop": {"sleep": {"seconds": 100}}}), "may take 127 s"),
     (put("Deployment/antiphon spec.strategy.rollingUpdate.maxUnavailable", 1), "takes a node away"),
     (put("HorizontalPodAutoscaler/antiphon spec.scaleTargetRef.name", "gateway"), "no Deployment gateway"),
     (put("HorizontalPodAutoscaler/antiphon spec.minReplicas", 20), "minReplicas 20"),
