@@ -13,8 +13,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = ROOT / "crates/metrics/METRICS.md"
-RULES = ROOT / "deploy/prometheus/rules.yml"
-TESTS = ROOT / "deploy/prometheus/rules_test.yml"
+PROMETHEUS = ROOT / "deploy/prometheus"
+# The first goes to Kubernetes too; the second is about the balancer, which Compose alone has.
+RULES = [PROMETHEUS / "rules.yml", PROMETHEUS / "haproxy.yml"]
+BALANCER = ROOT / "deploy/haproxy/haproxy.cfg"
+COMPOSE = ROOT / "docker-compose.yml"
 RUNBOOK = ROOT / "deploy/RUNBOOK.md"
 DASHBOARDS = ROOT / "deploy/grafana/dashboards"
 
@@ -22,6 +25,8 @@ DASHBOARDS = ROOT / "deploy/grafana/dashboards"
 TARGET_LABELS = {"job", "instance"}
 # What Prometheus itself makes.
 BUILTIN = {"up": set(), "ALERTS": {"alertname", "alertstate", "severity"}}
+# Of what HAProxy's exporter shows, that which is used; deploy/test/compose reads it from a real one.
+HAPROXY = {"haproxy_backend_active_servers": {"proxy"}}
 
 problems = []
 
@@ -34,7 +39,9 @@ class Metrics:
     """METRICS.md: for each series its labels, and for each of these its values, where they are known."""
 
     def __init__(self):
-        self.labels, self.values = dict(BUILTIN), {}
+        self.labels, self.values = BUILTIN | HAPROXY, {}
+        backends = set(re.findall(r"^backend (\w+)", BALANCER.read_text(), re.M))
+        self.values |= {(name, "proxy"): backends for name in HAPROXY}
         text = METRICS.read_text()
         for name, kind, labels in re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*) \|", text, re.M):
             labels = set(re.findall(r"`(\w+)`", labels))
@@ -124,7 +131,16 @@ def check_values(where, name, label, op, value, metrics):
 
 
 def check_rules(metrics):
-    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    groups = [group for path in RULES for group in yaml.safe_load(path.read_text())["groups"]]
+    rules = [rule for group in groups for rule in group["rules"]]
+    if yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["rule_files"] != [path.name for path in RULES]:
+        wrong("prometheus.yml", f"rule_files are not {', '.join(path.name for path in RULES)}")
+    if "haproxy" in RULES[0].read_text():
+        wrong(RULES[0].name, "haproxy is not there on Kubernetes")
+    names = [group["name"] for group in groups]
+    for name in set(names):
+        if names.count(name) > 1:
+            wrong("rules", f"there are several groups {name}")
     metrics.alerts = {rule["alert"] for rule in rules if "alert" in rule}
     for rule in rules:
         if "record" in rule:
@@ -142,6 +158,7 @@ def check_rules(metrics):
                 wrong(name, f"has no {note}")
         if notes.get("runbook_url") != f"deploy/RUNBOOK.md#{name.lower()}":
             wrong(name, "runbook_url is not its section of deploy/RUNBOOK.md")
+    check_numbers({rule["alert"]: rule["expr"] for rule in rules if "alert" in rule})
     check_tests(metrics)
     sections = re.findall(r"^## (Antiphon\w+)$", RUNBOOK.read_text(), re.M)
     for name in metrics.alerts - set(sections):
@@ -155,9 +172,21 @@ def check_rules(metrics):
                 wrong("RUNBOOK.md", f"{name} lacks {part}")
 
 
+def check_numbers(exprs):
+    """What a rule takes for granted of how nodes are run."""
+    node = yaml.safe_load(COMPOSE.read_text())["services"]["node"]
+    if not exprs["AntiphonNodeMissing"].endswith(f" < {node['deploy']['replicas']}"):
+        wrong("AntiphonNodeMissing", "docker-compose.yml starts another number of nodes")
+
+
+def test_of(path):
+    return path.with_name(f"{path.stem}_test.yml")
+
+
 def check_tests(metrics):
     fires, quiet = set(), set()
-    for test in yaml.safe_load(TESTS.read_text())["tests"]:
+    tests = [test for path in RULES for test in yaml.safe_load(test_of(path).read_text())["tests"]]
+    for test in tests:
         for case in test.get("alert_rule_test", []):
             (fires if case.get("exp_alerts") else quiet).add(case["alertname"])
         for series in test["input_series"]:
@@ -166,7 +195,7 @@ def check_tests(metrics):
         for name in metrics.alerts - names:
             wrong(name, f"no test shows {kind}")
         for name in names - metrics.alerts:
-            wrong("rules_test.yml", f"{name} is no alert")
+            wrong("tests", f"{name} is no alert")
 
 
 class Loose:
