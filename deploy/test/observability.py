@@ -18,6 +18,7 @@ PROMETHEUS = ROOT / "deploy/prometheus"
 RULES = [PROMETHEUS / "rules.yml", PROMETHEUS / "haproxy.yml"]
 BALANCER = ROOT / "deploy/haproxy/haproxy.cfg"
 COMPOSE = ROOT / "docker-compose.yml"
+DEPLOYMENT = ROOT / "k8s/base/deployment.yaml"
 RUNBOOK = ROOT / "deploy/RUNBOOK.md"
 DASHBOARDS = ROOT / "deploy/grafana/dashboards"
 
@@ -177,6 +178,12 @@ def check_numbers(exprs):
     node = yaml.safe_load(COMPOSE.read_text())["services"]["node"]
     if not exprs["AntiphonNodeMissing"].endswith(f" < {node['deploy']['replicas']}"):
         wrong("AntiphonNodeMissing", "docker-compose.yml starts another number of nodes")
+    container = yaml.safe_load(DEPLOYMENT.read_text())["spec"]["template"]["spec"]["containers"][0]
+    for file, limits in ((COMPOSE, node["deploy"]["resources"]["limits"]), (DEPLOYMENT, container["resources"]["limits"])):
+        number, unit = re.fullmatch(r"(\d+)(\w+)", limits["memory"]).groups()
+        limit = int(number) * {"m": 2**20, "Mi": 2**20, "g": 2**30, "Gi": 2**30}[unit]
+        if f" / {limit} > " not in exprs["AntiphonMemoryNearLimit"]:
+            wrong("AntiphonMemoryNearLimit", f"{file.name} has another limit, {limit} bytes")
 
 
 def test_of(path):
