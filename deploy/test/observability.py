@@ -18,7 +18,8 @@ PROMETHEUS = ROOT / "deploy/prometheus"
 RULES = [PROMETHEUS / "rules.yml", PROMETHEUS / "haproxy.yml"]
 BALANCER = ROOT / "deploy/haproxy/haproxy.cfg"
 COMPOSE = ROOT / "docker-compose.yml"
-DEPLOYMENT = ROOT / "k8s/base/deployment.yaml"
+K8S = ROOT / "k8s/base"
+DEPLOYMENT = K8S / "deployment.yaml"
 RUNBOOK = ROOT / "deploy/RUNBOOK.md"
 DASHBOARDS = ROOT / "deploy/grafana/dashboards"
 
@@ -157,10 +158,13 @@ def check_rules(metrics):
         for note in ("summary", "description", "runbook_url"):
             if note not in notes:
                 wrong(name, f"has no {note}")
+        if "{{ $labels.instance }}" in str(notes):
+            wrong(name, "names an address, where it could name the pod")
         if notes.get("runbook_url") != f"deploy/RUNBOOK.md#{name.lower()}":
             wrong(name, "runbook_url is not its section of deploy/RUNBOOK.md")
     check_numbers({rule["alert"]: rule["expr"] for rule in rules if "alert" in rule})
     check_tests(metrics)
+    check_commands(RUNBOOK.read_text(), metrics.alerts)
     sections = re.findall(r"^## (Antiphon\w+)$", RUNBOOK.read_text(), re.M)
     for name in metrics.alerts - set(sections):
         wrong(name, "has no section in RUNBOOK.md")
@@ -184,6 +188,29 @@ def check_numbers(exprs):
         limit = int(number) * {"m": 2**20, "Mi": 2**20, "g": 2**30, "Gi": 2**30}[unit]
         if f" / {limit} > " not in exprs["AntiphonMemoryNearLimit"]:
             wrong("AntiphonMemoryNearLimit", f"{file.name} has another limit, {limit} bytes")
+
+
+def check_commands(text, alerts):
+    """What the runbook's commands name."""
+    for name in set(re.findall(r"\bAntiphon[A-Z]\w+", text)) - alerts:
+        wrong("RUNBOOK.md", f"{name} is no alert")
+    documents = [doc for path in K8S.glob("*.yaml") for doc in yaml.safe_load_all(path.read_text())]
+    there = {(doc["kind"], doc["metadata"]["name"]) for doc in documents if "metadata" in doc}
+    for word, kind in (("deployment/", "Deployment"), ("hpa ", "HorizontalPodAutoscaler")):
+        for name in re.findall(rf"\b{word}(\w+)", text):
+            if (kind, name) not in there:
+                wrong("RUNBOOK.md", f"there is no {kind} {name}")
+    for name in re.findall(r"\b(?:exec|pod) (\w+)-0\b", text):
+        if ("StatefulSet", name) not in there:
+            wrong("RUNBOOK.md", f"there is no StatefulSet {name}")
+    node = yaml.safe_load(DEPLOYMENT.read_text())["spec"]["template"]["spec"]["containers"][0]
+    secrets = [variable.get("valueFrom", {}).get("secretKeyRef") for variable in node["env"]]
+    for name, key in re.findall(r"get secret (\S+) -o jsonpath='\{\.data\.(\w+)\}'", text):
+        if {"name": name, "key": key} not in secrets:
+            wrong("RUNBOOK.md", f"nodes have no Secret {name} with {key}")
+    # An autoscaler sets the number back.
+    if re.search(r"kubectl .*\bscale ", text):
+        wrong("RUNBOOK.md", "kubectl scale does not last")
 
 
 def test_of(path):
