@@ -7,6 +7,7 @@ Needs Python's yaml (Debian: python3-yaml) and nothing else.
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import yaml
@@ -18,6 +19,7 @@ PROMETHEUS = ROOT / "deploy/prometheus"
 RULES = [PROMETHEUS / "rules.yml", PROMETHEUS / "haproxy.yml"]
 BALANCER = ROOT / "deploy/haproxy/haproxy.cfg"
 COMPOSE = ROOT / "docker-compose.yml"
+DEFAULTS = ROOT / "crates/gateway/config/default.toml"
 K8S = ROOT / "k8s/base"
 DEPLOYMENT = K8S / "deployment.yaml"
 RUNBOOK = ROOT / "deploy/RUNBOOK.md"
@@ -162,7 +164,7 @@ def check_rules(metrics):
             wrong(name, "names an address, where it could name the pod")
         if notes.get("runbook_url") != f"deploy/RUNBOOK.md#{name.lower()}":
             wrong(name, "runbook_url is not its section of deploy/RUNBOOK.md")
-    check_numbers({rule["alert"]: rule["expr"] for rule in rules if "alert" in rule})
+    check_numbers({rule["alert"]: rule for rule in rules if "alert" in rule})
     check_tests(metrics)
     check_commands(RUNBOOK.read_text(), metrics.alerts)
     sections = re.findall(r"^## (Antiphon\w+)$", RUNBOOK.read_text(), re.M)
@@ -177,11 +179,22 @@ def check_rules(metrics):
                 wrong("RUNBOOK.md", f"{name} lacks {part}")
 
 
-def check_numbers(exprs):
+def seconds(text):
+    number, unit = re.fullmatch(r"(\d+)([sm])", text).groups()
+    return int(number) * {"s": 1, "m": 60}[unit]
+
+
+def check_numbers(rules):
     """What a rule takes for granted of how nodes are run."""
+    exprs = {name: rule["expr"] for name, rule in rules.items()}
     node = yaml.safe_load(COMPOSE.read_text())["services"]["node"]
     if not exprs["AntiphonNodeMissing"].endswith(f" < {node['deploy']['replicas']}"):
         wrong("AntiphonNodeMissing", "docker-compose.yml starts another number of nodes")
+    # deploy/test/manifests looks at Kubernetes. A scrape and an evaluation pass before it is noticed, 5 s each.
+    drain = tomllib.loads(DEFAULTS.read_text())["drain"]
+    stuck, grace = seconds(rules["AntiphonDrainStuck"]["for"]), seconds(node["stop_grace_period"])
+    if not seconds(drain["deadline"]) + 1 < stuck < grace - 10:
+        wrong("AntiphonDrainStuck", f"fires after {stuck} s, but a drain may take {drain['deadline']}, and after {grace} s a node is killed")
     container = yaml.safe_load(DEPLOYMENT.read_text())["spec"]["template"]["spec"]["containers"][0]
     for file, limits in ((COMPOSE, node["deploy"]["resources"]["limits"]), (DEPLOYMENT, container["resources"]["limits"])):
         number, unit = re.fullmatch(r"(\d+)(\w+)", limits["memory"]).groups()
@@ -208,6 +221,9 @@ def check_commands(text, alerts):
     for name, key in re.findall(r"get secret (\S+) -o jsonpath='\{\.data\.(\w+)\}'", text):
         if {"name": name, "key": key} not in secrets:
             wrong("RUNBOOK.md", f"nodes have no Secret {name} with {key}")
+    for variable in re.findall(r"^ *(\w+)=\S* docker compose", text, re.M) + re.findall(r"printenv (\w+)", text):
+        if f"${{{variable}" not in COMPOSE.read_text():
+            wrong("RUNBOOK.md", f"docker-compose.yml does not read {variable}")
     # An autoscaler sets the number back.
     if re.search(r"kubectl .*\bscale ", text):
         wrong("RUNBOOK.md", "kubectl scale does not last")
