@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     future::Future,
+    hash::{BuildHasher, RandomState},
     pin::Pin,
     sync::{Arc, OnceLock, Weak},
     time::Duration,
@@ -50,7 +51,7 @@ impl Namespace {
         self.0.send(sid, packet);
     }
 
-    /// How many rooms sockets of this node are in. Goes over all of them.
+    /// How many rooms sockets of this node are in. Goes over all of them, and keeps nobody waiting.
     pub fn count_rooms(&self) -> usize {
         self.0.count_rooms()
     }
@@ -371,8 +372,18 @@ impl<E: SocketEmitter> Local for ClusterAdapter<E> {
         self.local.socket_rooms(sid)
     }
 
+    /// Socket by socket. The adapter's own call for it keeps the locks that joins and leaves need for as long as it
+    /// takes to copy the name of every room of every socket, and who looks for recipients waits behind the join that
+    /// waits. Here the longest time under a lock is a list of ids, and then one socket's rooms. What sockets join or
+    /// leave meanwhile may be counted or not. Cost: 10 to 20 bytes a room while it counts; two names with one hash count
+    /// once, which among a million rooms happens once in 30 million times.
     fn count_rooms(&self) -> usize {
-        self.local.rooms(everyone()).len()
+        let names = RandomState::new();
+        let mut rooms: HashSet<u64> = HashSet::new();
+        for sid in self.local.sockets(everyone()) {
+            rooms.extend(self.local.socket_rooms(sid).iter().map(|room| names.hash_one(room)));
+        }
+        rooms.len()
     }
 
     fn all_rooms(&self) -> Vec<Room> {

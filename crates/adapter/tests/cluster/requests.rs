@@ -1,6 +1,10 @@
 //! Questions and orders among healthy nodes.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use antiphon_adapter::bus::memory::Hub;
 use antiphon_metrics::adapter::{Ignored, Request};
@@ -42,6 +46,60 @@ async fn every_node_answers() {
     }
     assert_eq!(nodes[1].metrics.requests_received_total.of(Request::Fetch).get(), 4);
     assert_eq!(nodes[1].metrics.requests_received_total.of(Request::AllRooms).get(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rooms_are_counted_once_and_without_those_that_have_been_left() {
+    let hub = Hub::new();
+    let [a, b] = [Node::join(&hub.link(), "node_a").await, Node::join(&hub.link(), "node_b").await];
+    let namespace = a.cluster.namespace("/").expect("it is there");
+    assert_eq!(namespace.count_rooms(), 0);
+    a.socket(&["x", "y"]);
+    let second = a.socket(&["y", "z"]);
+    a.socket(&[]);
+    b.socket(&["elsewhere"]);
+    assert_eq!(namespace.count_rooms(), 3);
+    a.adapter.get_local().del(second, "y");
+    assert_eq!(namespace.count_rooms(), 3);
+    a.adapter.get_local().del_all(second);
+    assert_eq!(namespace.count_rooms(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn counting_rooms_holds_nobody_up() {
+    let hub = Hub::new();
+    let node = Node::join(&hub.link(), "node_a").await;
+    let namespace = node.cluster.namespace("/").expect("it is there");
+    let local = node.adapter.get_local();
+    for number in 0..10_000 {
+        let rooms: Vec<Room> = (0..10).map(|room| format!("{number}/{room}").into()).collect();
+        local.add_all(node.socket(&[]), rooms);
+    }
+    let joining = node.socket(&[]);
+    // How long the join that waited longest took, of the time that counting took.
+    let waited = || {
+        let counting = AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            let joins = scope.spawn(|| {
+                let mut longest = Duration::ZERO;
+                while counting.load(Ordering::Relaxed) {
+                    let asked = Instant::now();
+                    local.add_all(joining, "room");
+                    longest = longest.max(asked.elapsed());
+                }
+                longest
+            });
+            let started = Instant::now();
+            let rooms = namespace.count_rooms();
+            let took = started.elapsed();
+            counting.store(false, Ordering::Relaxed);
+            assert!((100_000..=100_001).contains(&rooms), "{rooms}");
+            joins.join().expect("no panic").as_secs_f64() / took.as_secs_f64()
+        })
+    };
+    // Other programs on the machine may hold a join up once or twice.
+    let shares: Vec<_> = (0..5).map(|_| waited()).collect();
+    assert!(shares.iter().any(|share| *share < 0.2), "{shares:?}");
 }
 
 #[tokio::test(start_paused = true)]
