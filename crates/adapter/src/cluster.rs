@@ -192,6 +192,7 @@ impl Inbound {
             legacy_channel: legacy_channel(&peers.settings.prefix),
             shared,
             peers,
+            delivering: false,
             complaints: Complaints::default(),
         };
         Self {
@@ -222,8 +223,9 @@ impl Inbound {
 
     /// What was carried out has been delivered.
     pub fn delivered(&mut self) {
-        if !self.messages.is_empty() {
-            self.messages.clear();
+        self.messages.clear();
+        // Mostly this node's own come back: without anything to deliver there was no fan-out.
+        if std::mem::take(&mut self.hands.delivering) {
             self.hands.peers.metrics().fanout_seconds.observe(self.taken.elapsed());
         }
     }
@@ -235,6 +237,8 @@ struct Hands {
     peers: Arc<Peers>,
     answers: Answers,
     legacy_channel: String,
+    // Since it was last asked, a broadcast was for this node.
+    delivering: bool,
     complaints: Complaints,
 }
 
@@ -278,6 +282,7 @@ impl Hands {
             Ok((local, Broadcast { packet, opts, .. })) => {
                 let span = opts.flags.traceparent.as_deref().map_or(Span::none(), trace::received);
                 batch.add(&local, packet, local_opts(opts)).instrument(span).await;
+                self.delivering = true;
                 Received::Delivered
             }
             Err(Dropped::Unwanted(outcome)) => outcome,

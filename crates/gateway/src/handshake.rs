@@ -356,11 +356,11 @@ impl Answer {
             Self::Draining => Refusal::Draining,
             Self::Forbidden => Refusal::Origin,
             Self::BodyTimeout => Refusal::BodyTimeout,
+            Self::TooLarge => Refusal::TooLarge,
             Self::UnknownTransport
             | Self::UnknownSession
             | Self::BadMethod
             | Self::BadRequest
-            | Self::TooLarge
             | Self::UnsupportedProtocol => Refusal::BadRequest,
         }
     }

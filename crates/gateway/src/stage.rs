@@ -115,7 +115,8 @@ struct Done {
     rule: Arc<Rule>,
     outcome: Outcome,
     bytes: usize,
-    accepted: Instant,
+    // Of what goes to somebody.
+    accepted: Option<Instant>,
     span: Span,
     reply: Reply,
 }
@@ -232,27 +233,28 @@ impl Worker {
 
     async fn carry_out(&self, event: Accepted, batch: &mut Batch) -> Done {
         let Accepted { socket, namespace, rule, task, bytes, accepted, span, reply } = event;
-        let outcome = match task {
+        let (outcome, accepted) = match task {
             Task::Deliver { packet, room } => {
                 if rule.admits(room.as_deref(), || namespace.rooms(socket.id)) {
                     let recipients = rule.recipients(socket.id, room);
-                    match batch.broadcast(&namespace, packet, recipients).await {
+                    let outcome = match batch.broadcast(&namespace, packet, recipients).await {
                         Published::No => Outcome::OkLocal,
                         Published::Yes | Published::NotNeeded => Outcome::Ok,
-                    }
+                    };
+                    (outcome, Some(accepted))
                 } else {
-                    Outcome::NotJoined
+                    (Outcome::NotJoined, None)
                 }
             }
             // Those who were in the room when an event came get it, and nobody else.
             Task::Join(room) => {
                 batch.flush().await;
-                self.join(&namespace, &socket, room)
+                (self.join(&namespace, &socket, room), None)
             }
             Task::Leave(room) => {
                 batch.flush().await;
                 socket.leave(room);
-                Outcome::Ok
+                (Outcome::Ok, None)
             }
         };
         Done { rule, outcome, bytes, accepted, span, reply }
@@ -261,7 +263,9 @@ impl Worker {
     fn answer(&self, Done { rule, outcome, bytes, accepted, span, reply }: Done) {
         span.record("outcome", outcome.as_str());
         rule.count(outcome);
-        self.metrics.fanout_seconds.observe(accepted.elapsed());
+        if let Some(accepted) = accepted {
+            self.metrics.fanout_seconds.observe(accepted.elapsed());
+        }
         reply.send(outcome, &rule.name);
         self.held.release(bytes, &self.metrics);
     }

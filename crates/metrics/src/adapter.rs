@@ -112,8 +112,8 @@ subsystem! {
         broadcasts_unsent_total: Counters<Unsent>,
         /// Broadcasts that came from the bus.
         broadcasts_received_total: Counters<Received>,
-        /// Time from when broadcasts are taken from the bus, together, until they are written to all on this node who
-        /// take them at once.
+        /// Time from when broadcasts of peers are taken from the bus, together, until they are written to all on this
+        /// node who take them at once. What is not for this node is not in it.
         fanout_seconds: Seconds<Passing>,
         /// Requests of peers and emitters that were carried out, and answered where an answer is due.
         requests_received_total: Counters<Request>,

@@ -40,7 +40,9 @@ label! {
         BadHead = "bad_head",
         /// The body of a polling request did not arrive in time.
         BodyTimeout = "body_timeout",
-        /// A Socket.IO request that names no transport, protocol or session of ours.
+        /// The body of a polling request is larger than a message may be.
+        TooLarge = "too_large",
+        /// A Socket.IO request that names no transport, protocol or session of ours, or is otherwise not one.
         BadRequest = "bad_request",
     }
 }
@@ -167,13 +169,13 @@ subsystem! {
         deliveries_total: IntCounter,
         /// The same for events that a recipient did not get.
         undelivered_total: Counters<Undelivered>,
-        /// Time from an event's acceptance until it is written to all who take it at once.
+        /// Time from the acceptance of an event that goes to somebody until it is written to all who take it at once.
         fanout_seconds: Seconds<Passing>,
         /// Bytes that wait in lanes because their clients do not take them.
         lanes_waiting_bytes: IntGauge,
         /// Events accepted and not yet delivered.
         stage_events: IntGauge,
-        /// As many as there may be (`stage.max_events`).
+        /// As many as may wait (`stage.max_events`); up to 128 more have been taken up and are being delivered.
         stage_events_max: IntGauge,
         /// Payload of the events accepted and not yet delivered, in bytes.
         stage_bytes: IntGauge,

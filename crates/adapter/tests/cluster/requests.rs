@@ -7,7 +7,7 @@ use std::{
 };
 
 use antiphon_adapter::bus::memory::Hub;
-use antiphon_metrics::adapter::{Ignored, Request};
+use antiphon_metrics::adapter::{Ignored, Received, Request};
 use socketioxide_core::{
     Sid,
     adapter::{CoreAdapter, Room},
@@ -100,6 +100,18 @@ async fn counting_rooms_holds_nobody_up() {
     // Other programs on the machine may hold a join up once or twice.
     let shares: Vec<_> = (0..5).map(|_| waited()).collect();
     assert!(shares.iter().any(|share| *share < 0.2), "{shares:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_back_is_no_fan_out() {
+    let hub = Hub::new();
+    let [a, b] = [Node::join(&hub.link(), "node_a").await, Node::join(&hub.link(), "node_b").await];
+    b.socket(&[]);
+    a.emit(everyone(), "event").await;
+    settle().await;
+    assert_eq!(a.metrics.broadcasts_received_total.of(Received::Own).get(), 1);
+    assert_eq!(b.metrics.broadcasts_received_total.of(Received::Delivered).get(), 1);
+    assert_eq!([&a, &b].map(|node| node.metrics.fanout_seconds.count()), [0, 1]);
 }
 
 #[tokio::test(start_paused = true)]

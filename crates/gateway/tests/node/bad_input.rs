@@ -367,14 +367,16 @@ async fn requests() {
         allowed.expect("its own origin may").leave().await;
     })
     .await;
-    check("a polling message over the limit", &[], &closed("parse_error"), async |a| {
-        let sid = polling_session(a).await;
-        let path = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
-        let body = format!("42[\"chat_message\",\"{}\"]", "x".repeat(1_000_000));
-        assert_eq!(http(a, "POST", &path, &body).await.0, 413);
-        assert_eq!(http(a, "GET", &path, "").await.0, 400, "the session is gone");
-    })
-    .await;
+    for counted in [closed("parse_error"), refusal("too_large")] {
+        check("a polling message over the limit", &[], &counted, async |a| {
+            let sid = polling_session(a).await;
+            let path = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
+            let body = format!("42[\"chat_message\",\"{}\"]", "x".repeat(1_000_000));
+            assert_eq!(http(a, "POST", &path, &body).await.0, 413);
+            assert_eq!(http(a, "GET", &path, "").await.0, 400, "the session is gone");
+        })
+        .await;
+    }
     // A length that ends inside a surrogate pair: the engine's own decoder would never come back.
     check("a packet that ends inside a character", &[], &refusal("bad_request"), async |a| {
         let (_, open) = http(a, "GET", "/socket.io/?EIO=3&transport=polling", "").await;

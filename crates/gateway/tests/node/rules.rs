@@ -204,6 +204,8 @@ async fn refusals_are_answered_from_the_closed_list() {
     assert_eq!(node.metric(&counted("seldom", "ok")).await, 3.0);
     assert_eq!(node.metric(&counted("seldom", "rate_limited")).await, 1.0);
     assert_eq!(node.metric(&counted("other", "unknown_event")).await, 1.0);
+    let fan_outs = node.metric("antiphon_gateway_fanout_seconds_count ").await;
+    assert_eq!(fan_outs, 4.0, "what was delivered; joins and refusals are none");
     client.leave().await;
     node.until_empty().await;
 }
