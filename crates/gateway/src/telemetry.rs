@@ -5,12 +5,12 @@ use std::{
     io::IsTerminal,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use antiphon_metrics::{LogMetrics, Registry, TraceMetrics};
+use antiphon_metrics::{LogMetrics, Registry, TraceMetrics, traces::SpanLoss};
 use opentelemetry::{Context, KeyValue, trace::TracerProvider};
 use opentelemetry_otlp::{SpanExporter as OtlpExporter, WithExportConfig};
 use opentelemetry_sdk::{
@@ -36,7 +36,7 @@ use crate::config::{Config, LogFormat, Traces};
 /// Lines that wait to be written, some 200 bytes each. Beyond it they are dropped, and counted.
 const LINES_MAX: usize = 16_384;
 
-/// Spans that wait for the collector. Beyond it they are dropped.
+/// Spans that wait for the collector. Beyond it they are dropped, and counted.
 const SPANS_MAX: usize = 8192;
 
 /// How long a collector may take to answer.
@@ -193,8 +193,15 @@ fn provider(
     let Traces { endpoint: Some(endpoint), .. } = &config.traces else { return Ok(None) };
     let otlp = OtlpExporter::builder().with_http().with_endpoint(endpoint);
     let otlp = otlp.with_timeout(EXPORT_TIMEOUT).build()?;
-    let exporter =
-        Exporter { otlp, metrics: Arc::clone(&metrics), failing: AtomicBool::new(false) };
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let exporter = Exporter {
+        otlp,
+        metrics: Arc::clone(&metrics),
+        waiting: Arc::clone(&waiting),
+        failing: AtomicBool::new(false),
+        losing: AtomicBool::new(false),
+        lost: AtomicU64::new(0),
+    };
     // Whether an event is traced was decided where it came in.
     let batch = BatchConfigBuilder::default().with_max_queue_size(SPANS_MAX).build();
     let batch = BatchSpanProcessor::builder(exporter).with_batch_config(batch).build();
@@ -203,18 +210,21 @@ fn provider(
         KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
     ]);
     let provider = SdkTracerProvider::builder()
-        .with_span_processor(Counting { batch, metrics })
+        .with_span_processor(Counting { batch, metrics, waiting })
         // Not what the environment says (OTEL_TRACES_SAMPLER), which would sample a second time.
         .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOn)))
         .with_resource(resource.build());
     Ok(Some(provider.build()))
 }
 
-/// Counts spans on their way to where they wait.
+/// Counts spans on their way to where they wait. OpenTelemetry's queue drops what does not fit and tells nobody how
+/// much: so nothing gets there that would not fit.
 #[derive(Debug)]
 struct Counting {
     batch: BatchSpanProcessor,
     metrics: Arc<TraceMetrics>,
+    // Never less than are in the queue.
+    waiting: Arc<AtomicUsize>,
 }
 
 impl SpanProcessor for Counting {
@@ -224,7 +234,12 @@ impl SpanProcessor for Counting {
 
     fn on_end(&self, span: SpanData) {
         self.metrics.spans_total.inc();
-        self.batch.on_end(span);
+        if self.waiting.fetch_add(1, Ordering::Relaxed) < SPANS_MAX {
+            self.batch.on_end(span);
+        } else {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.metrics.spans_lost_total.of(SpanLoss::QueueFull).inc();
+        }
     }
 
     fn force_flush(&self) -> OTelSdkResult {
@@ -240,17 +255,36 @@ impl SpanProcessor for Counting {
     }
 }
 
-/// Counts what the collector takes, and says so when it begins or ceases to.
+/// Counts what the collector takes, and says so when it begins or ceases to; and when it takes too little.
 #[derive(Debug)]
 struct Exporter {
     otlp: OtlpExporter,
     metrics: Arc<TraceMetrics>,
+    waiting: Arc<AtomicUsize>,
     failing: AtomicBool,
+    losing: AtomicBool,
+    // What the queue had lost when it was last looked at.
+    lost: AtomicU64,
+}
+
+impl Exporter {
+    /// Here and not where a span ends, which is no place to log from: a subscriber is at work there.
+    fn say_what_the_queue_lost(&self) {
+        let lost = self.metrics.spans_lost_total.of(SpanLoss::QueueFull).get();
+        let spans = lost - self.lost.swap(lost, Ordering::Relaxed);
+        if spans == 0 {
+            self.losing.store(false, Ordering::Relaxed);
+        } else if !self.losing.swap(true, Ordering::Relaxed) {
+            tracing::warn!(spans, "spans are lost: more come than the collector takes");
+        }
+    }
 }
 
 impl SpanExporter for Exporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
+        self.waiting.fetch_sub(spans, Ordering::Relaxed);
+        self.say_what_the_queue_lost();
         let result = self.otlp.export(batch).await;
         match &result {
             Ok(()) => {
@@ -261,6 +295,7 @@ impl SpanExporter for Exporter {
             }
             Err(error) => {
                 self.metrics.export_failures_total.inc();
+                self.metrics.spans_lost_total.of(SpanLoss::ExportFailed).inc_by(spans as u64);
                 if !self.failing.swap(true, Ordering::Relaxed) {
                     tracing::warn!(%error, "the collector takes no traces");
                 }

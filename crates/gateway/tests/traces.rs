@@ -97,6 +97,13 @@ async fn an_event_is_followed_through_two_nodes() {
     assert_eq!((&line["node"], &line["openTelemetry"]["traceId"]), (&json!("a"), &json!(trace_id)));
 }
 
+/// Each two spans, and more than may wait.
+const EVENTS: u64 = 6_000;
+
+/// Spans that wait for a collector, and that it gets at a time.
+const QUEUE: u64 = 8_192;
+const BATCH: u64 = 512;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_never_answers_costs_nothing_but_a_counter() {
     // Whoever connects is taken by the kernel, and hears nothing.
@@ -105,18 +112,39 @@ async fn a_collector_that_never_answers_costs_nothing_but_a_counter() {
         format!("traces.endpoint=http://{}/v1/traces", silent.local_addr().expect("bound"));
     let node = Node::start(&[&endpoint, "traces.sample_ratio=1"]);
     let mut client = Client::connect(node.address).await;
-    for number in 0..500 {
+    for number in 0..EVENTS {
         let answer = client.ask(number, json!(["chat_message", number])).await;
         assert_eq!(answer, json!([{ "ok": true }]));
     }
-    // An event's span ends a little after its acknowledgement.
+    // An event's span ends a little after its acknowledgement, and the first export after its deadline.
     let counted = async || {
         let (_, metrics) = get(node.admin, "/metrics").await;
-        assert!(metrics.contains("\nantiphon_traces_spans_exported_total 0\n"), "{metrics}");
-        metrics.contains("\nantiphon_traces_spans_total 1000\n")
+        let value = |name: &str| {
+            let mut values = metrics.lines().filter_map(|line| line.strip_prefix(name));
+            values.next().expect("it is there").trim().parse::<u64>().expect("a number")
+        };
+        assert_eq!(value("antiphon_traces_spans_exported_total "), 0);
+        let [no_room, failed] = ["queue_full", "export_failed"].map(|reason| {
+            value(&format!("antiphon_traces_spans_lost_total{{reason=\"{reason}\"}}"))
+        });
+        let (spans, failures) = (
+            value("antiphon_traces_spans_total "),
+            value("antiphon_traces_export_failures_total "),
+        );
+        // All but a batch that is under way.
+        let waiting = spans - no_room - failed;
+        assert!(waiting <= QUEUE + BATCH, "{waiting} wait");
+        assert!((failures..=failures * BATCH).contains(&failed), "{failed} in {failures}");
+        spans == 2 * EVENTS && failures > 0 && waiting >= QUEUE - BATCH
     };
-    eventually("every event and its fan-out is a span", harness::DEADLINE, counted).await;
+    eventually("every span is lost or waits", harness::DEADLINE, counted).await;
     let told = Instant::now();
-    tokio::task::spawn_blocking(|| node.stop()).await.expect("it ends");
+    let log = tokio::task::spawn_blocking(|| node.stop()).await.expect("it ends");
     assert!(told.elapsed() < Duration::from_secs(10), "it left after {:?}", told.elapsed());
+    for message in
+        ["the collector takes no traces", "spans are lost: more come than the collector takes"]
+    {
+        let said = log.iter().filter(|line| line["message"] == message).count();
+        assert_eq!(said, 1, "{message}: {log:?}");
+    }
 }
