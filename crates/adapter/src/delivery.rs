@@ -247,7 +247,7 @@ impl Batch {
             spans: Vec::new(),
         });
         group.packets.push(packet);
-        group.spans.extend(Some(Span::current()).filter(|span| !span.is_disabled()));
+        group.spans.extend(trace::traced().map(|(span, _)| span));
         group.bytes += bytes;
     }
 

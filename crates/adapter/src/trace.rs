@@ -10,7 +10,18 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// The span of a broadcast that goes to the bus, if what it belongs to is traced.
 pub(crate) fn publishing() -> Span {
-    if Span::current().is_disabled() { Span::none() } else { tracing::info_span!("publish") }
+    traced().map_or(Span::none(), |_| tracing::info_span!("publish"))
+}
+
+/// The span under way, if it is part of a trace that is recorded. One that is only logged, as an application's may be,
+/// is not: a span within it would begin a trace of its own, whatever the share of events that is to be traced.
+pub(crate) fn traced() -> Option<(Span, SpanContext)> {
+    let span = Span::current();
+    if span.is_disabled() {
+        return None;
+    }
+    let context = span.context().span().span_context().clone();
+    (context.is_valid() && context.is_sampled()).then_some((span, context))
 }
 
 /// The span of a fan-out: of the first of these, and following from the others.
@@ -25,15 +36,9 @@ pub(crate) fn fanning_out(spans: &[Span], events: usize) -> Span {
 
 /// The trace that is under way, if there is one and it is recorded.
 pub(crate) fn current() -> Option<String> {
-    let span = Span::current();
-    if span.is_disabled() {
-        return None;
-    }
-    let context = span.context();
-    let span = context.span();
-    let span = span.span_context();
-    let (trace, id, flags) = (span.trace_id(), span.span_id(), span.trace_flags());
-    (span.is_valid() && span.is_sampled()).then(|| format!("00-{trace}-{id}-{:02x}", flags.to_u8()))
+    let (_, context) = traced()?;
+    let (trace, id, flags) = (context.trace_id(), context.span_id(), context.trace_flags());
+    Some(format!("00-{trace}-{id}-{:02x}", flags.to_u8()))
 }
 
 /// A span for what a peer published, in the peer's trace.

@@ -7,10 +7,10 @@ use antiphon_adapter::{
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 use tracing::Instrument;
-use tracing_subscriber::prelude::*;
+use tracing_subscriber::{filter::FilterFn, prelude::*};
 
 use crate::{
-    node::{LIMITS, Node, Stranger, channels, everyone},
+    node::{LIMITS, Node, Stranger, channels, everyone, packet},
     sockets::settle,
 };
 
@@ -46,6 +46,27 @@ async fn a_trace_crosses_nodes() {
     find("publish", "accepted");
     assert!(find("received from a peer", "publish").parent_span_is_remote);
     find("fan out", "received from a peer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_span_that_is_only_logged_begins_no_trace() {
+    let exporter = InMemorySpanExporter::default();
+    let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
+    // As a node has it: its own spans are traced, and whoever logs sees the application's as well.
+    let ours = FilterFn::new(|metadata| metadata.target().starts_with("antiphon"));
+    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::sink);
+    let subscriber = tracing_subscriber::registry().with(layer.with_filter(ours)).with(logs);
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let hub = Hub::new();
+    let a = Node::join(&hub.link(), "node_a").await;
+    let namespace = a.cluster.namespace("/").expect("it is there");
+    a.socket(&[]);
+    let applications = tracing::info_span!(target: "application", "order");
+    assert!(!applications.is_disabled());
+    namespace.broadcast(packet("event"), everyone()).instrument(applications).await;
+    settle().await;
+    assert!(exporter.get_finished_spans().unwrap().is_empty(), "nobody asked for one");
 }
 
 #[tokio::test(start_paused = true)]
