@@ -40,6 +40,12 @@ const WEBSOCKET_READ_BUFFER_BYTES: usize = 512;
 /// tells clients so, where `handshake.rs` corrects it.
 pub(crate) const POLL_ANSWER_BYTES_MAX: u64 = i32::MAX as u64;
 
+/// The commit that the program was built from, if whoever built it says so.
+const REVISION: &str = match option_env!("ANTIPHON_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+
 /// How often rooms are counted.
 const ROOMS_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -92,7 +98,7 @@ impl Node {
     pub fn with_routes(config: Config, routes: Router) -> Result<Self, BuildError> {
         let config = Arc::new(config);
         let registry = Registry::new();
-        register_process(&registry, env!("CARGO_PKG_VERSION"))?;
+        register_process(&registry, env!("CARGO_PKG_VERSION"), REVISION)?;
         let metrics = Arc::new(GatewayMetrics::register(&registry)?);
         metrics.connections_max.set(as_gauge(config.server.max_connections));
         metrics.stage_events_max.set(as_gauge(config.stage.max_events));

@@ -66,10 +66,11 @@ fn section(text: &mut String, title: &str, metrics: &[Description]) {
 fn process(text: &mut String) {
     heading(text, "Process");
     let registry = Registry::new();
-    register_process(&registry, "0").expect("once");
+    register_process(&registry, "0", "0").expect("once");
     for family in registry.gather() {
         let kind = format!("{:?}", family.get_field_type()).to_lowercase();
-        let label = if family.name() == "antiphon_build_info" { "`version`" } else { "" };
+        let label =
+            if family.name() == "antiphon_build_info" { "`version`, `revision`" } else { "" };
         row(text, family.name(), &kind, label, family.help());
     }
 }
