@@ -1,10 +1,18 @@
 //! Sockets coming to a namespace and leaving it.
 
-use std::{fmt::Display, future::Future, pin::Pin, sync::Arc};
+use std::{
+    fmt::Display,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use antiphon_adapter::Cluster;
 use antiphon_metrics::{
-    GatewayMetrics, IntGauge,
+    Counters, Error, GatewayMetrics, IntGauge,
     gateway::{CloseReason, Protocol, Transport},
 };
 use socketioxide::{
@@ -29,8 +37,29 @@ struct Inner {
     rules: Arc<Rules>,
     cluster: Cluster,
     stage: Stage,
-    sockets: IntGauge,
+    sockets: Sockets,
     metrics: Arc<GatewayMetrics>,
+}
+
+/// What is counted of a namespace's sockets.
+#[derive(Clone)]
+pub(crate) struct Sockets(Arc<Counted>);
+
+struct Counted {
+    open: IntGauge,
+    opened: Counters<()>,
+    closed: Counters<CloseReason>,
+}
+
+impl Sockets {
+    /// Of the namespace at `path`.
+    pub(crate) fn new(path: &str, metrics: &GatewayMetrics) -> Result<Self, Error> {
+        Ok(Self(Arc::new(Counted {
+            open: metrics.sockets.of(path)?,
+            opened: metrics.sockets_opened_total.of(path)?,
+            closed: metrics.sockets_closed_total.of(path)?,
+        })))
+    }
 }
 
 impl Door {
@@ -39,7 +68,7 @@ impl Door {
         rules: Rules,
         cluster: Cluster,
         stage: Stage,
-        sockets: IntGauge,
+        sockets: Sockets,
         metrics: Arc<GatewayMetrics>,
     ) -> Self {
         let (path, rules) = (path.to_owned(), Arc::new(rules));
@@ -58,11 +87,7 @@ impl Door {
         let stage = door.stage.clone();
         let inbox = Inbox::new(rules, &door.cluster, &door.path, stage, Arc::clone(&session));
         socket.on_fallback(inbox.ok_or("no namespace")?);
-        socket.on_disconnect(Presence::new(
-            session,
-            door.sockets.clone(),
-            Arc::clone(&door.metrics),
-        ));
+        socket.on_disconnect(Presence::new(session, door.sockets.clone()));
         Ok(())
     }
 }
@@ -107,20 +132,29 @@ impl ConnectHandler<Adapter, Direct> for Door {
 /// A socket's stay in its namespace: counted from before its CONNECT packet until it is gone.
 struct Presence {
     session: Arc<Session>,
-    sockets: IntGauge,
-    metrics: Arc<GatewayMetrics>,
+    sockets: Sockets,
+    closed: AtomicBool,
 }
 
 impl Presence {
-    fn new(session: Arc<Session>, sockets: IntGauge, metrics: Arc<GatewayMetrics>) -> Self {
-        sockets.inc();
-        Self { session, sockets, metrics }
+    fn new(session: Arc<Session>, sockets: Sockets) -> Self {
+        sockets.0.open.inc();
+        sockets.0.opened.of(()).inc();
+        Self { session, sockets, closed: AtomicBool::new(false) }
+    }
+
+    fn close(&self, reason: CloseReason) {
+        if !self.closed.swap(true, Ordering::Relaxed) {
+            self.sockets.0.closed.of(reason).inc();
+        }
     }
 }
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        self.sockets.dec();
+        self.sockets.0.open.dec();
+        // Without its CONNECT packet, for which there was no room, a socket leaves without a word.
+        self.close(self.session.close_reason().unwrap_or(CloseReason::TransportError));
     }
 }
 
@@ -144,7 +178,7 @@ impl DisconnectHandler<Adapter, Direct> for Presence {
             DisconnectReason::ServerNSDisconnect => CloseReason::ServerDisconnect,
             DisconnectReason::ClosingServer => CloseReason::ServerShutdown,
         };
-        self.metrics.sockets_closed_total.of(reason).inc();
+        self.close(reason);
         self.session.left(socket.ns());
         tracing::info!(
             client = self.session.number,

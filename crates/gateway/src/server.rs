@@ -19,7 +19,7 @@ use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 use crate::{
     cluster::{self, ClusterError, Link},
     config::{AllowedOrigins, Config, Cors},
-    door::Door,
+    door::{Door, Sockets},
     events::{Adapter, Rules},
     fanout::FanOut,
     handshake::{Gate, gate},
@@ -104,6 +104,8 @@ impl Node {
         metrics.stage_events_max.set(as_gauge(config.stage.max_events));
         metrics.stage_bytes_max.set(as_gauge(config.stage.max_bytes));
         let max_waiting_bytes = config.session.send_queue_bytes;
+        metrics.client_waiting_bytes_max.set(as_gauge(max_waiting_bytes));
+        metrics.client_waiting_packets_max.set(as_gauge(config.session.send_queue_packets));
         let (sessions, to_close) = Sessions::new(max_waiting_bytes, Arc::clone(&metrics));
         let max_rooms = config.limits.max_rooms_per_socket;
         let window = config.fanout.window;
@@ -116,7 +118,7 @@ impl Node {
         let mut rooms = Vec::with_capacity(config.namespaces.len());
         for path in &config.namespaces {
             let rules = Rules::new(&config, path, &metrics)?;
-            let sockets = metrics.sockets.of(path)?;
+            let sockets = Sockets::new(path, &metrics)?;
             rooms.push((path.clone(), metrics.rooms.of(path)?));
             let metrics = Arc::clone(&metrics);
             let door = Door::new(path, rules, cluster.clone(), stage.clone(), sockets, metrics);
@@ -263,7 +265,7 @@ async fn close_polling_sessions(
     sessions: Arc<Sessions>,
     path: String,
 ) {
-    while let Some(PollingSession { sid, protocol }) = to_close.recv().await {
+    while let Some(PollingSession { sid, protocol, .. }) = to_close.recv().await {
         let (revision, body) = match protocol {
             Protocol::Eio3 => (3, "1:1"), // Engine.IO 3 puts the length before each packet.
             Protocol::Eio4 => (4, "1"),

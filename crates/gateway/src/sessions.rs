@@ -22,8 +22,8 @@ use std::{
 
 use antiphon_adapter::{Admission, Delivered, QueueError, Queues};
 use antiphon_metrics::{
-    GatewayMetrics,
-    gateway::{CloseReason, Protocol, Transport, Undelivered},
+    GatewayMetrics, IntGauge,
+    gateway::{CloseReason, Protocol, SessionEnd, Transport, Undelivered},
 };
 use futures_util::task::AtomicWaker;
 use governor::DefaultDirectRateLimiter;
@@ -69,11 +69,25 @@ struct Open {
     by_sid: FxHashMap<Sid, Weak<Session>>,
 }
 
-/// A session without a connection of its own, to be closed through the engine.
+/// A session without a connection of its own, to be closed through the engine. Counted until it is.
 #[derive(Debug)]
 pub(crate) struct PollingSession {
     pub(crate) sid: Sid,
     pub(crate) protocol: Protocol,
+    waiting: IntGauge,
+}
+
+impl PollingSession {
+    fn new(sid: Sid, protocol: Protocol, waiting: IntGauge) -> Self {
+        waiting.inc();
+        Self { sid, protocol, waiting }
+    }
+}
+
+impl Drop for PollingSession {
+    fn drop(&mut self) {
+        self.waiting.dec();
+    }
 }
 
 /// A token bucket for each rule that has a rate.
@@ -114,6 +128,7 @@ impl Sessions {
         metrics: Arc<GatewayMetrics>,
     ) -> (Arc<Self>, mpsc::Receiver<PollingSession>) {
         let (close_polling, closing) = mpsc::channel(CLOSING_MAX);
+        metrics.closing_sessions_max.set(CLOSING_MAX as i64);
         let sessions = Self {
             metrics,
             next_number: AtomicU64::new(1),
@@ -235,6 +250,7 @@ impl Sessions {
             return Admission::TooSlow;
         }
         session.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.metrics.queues_waiting_bytes.add(bytes as i64);
         Admission::Queue
     }
 
@@ -405,9 +421,12 @@ impl Session {
         if self.asked_engine.swap(true, Ordering::AcqRel) {
             return;
         }
-        let session = PollingSession { sid: *sid, protocol: self.protocol };
-        let asked = self.sessions.close_polling.try_send(session).is_ok();
-        self.asked_engine.store(asked, Ordering::Release);
+        let Sessions { metrics, close_polling, .. } = &*self.sessions;
+        let session = PollingSession::new(*sid, self.protocol, metrics.closing_sessions.clone());
+        if close_polling.try_send(session).is_err() {
+            metrics.closing_sessions_deferred_total.inc();
+            self.asked_engine.store(false, Ordering::Release);
+        }
     }
 
     /// Cuts the connection, if there is one.
@@ -423,13 +442,27 @@ impl Session {
         if self.ended.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.sessions.metrics.sessions.of((self.transport(), self.protocol)).dec();
+        let Sessions { metrics, .. } = &*self.sessions;
+        metrics.sessions.of((self.transport(), self.protocol)).dec();
+        metrics.sessions_closed_total.of((self.transport(), self.end_reason())).inc();
         open.by_number.remove(&self.number);
         if let Some(sid) = self.sid.get() {
             open.by_sid.remove(sid);
         }
         if open.by_number.is_empty() {
             self.sessions.emptied.notify_waiters();
+        }
+    }
+
+    fn end_reason(&self) -> SessionEnd {
+        match self.close_reason() {
+            Some(CloseReason::ParseError) => SessionEnd::ParseError,
+            Some(CloseReason::ServerDisconnect) => SessionEnd::ServerDisconnect,
+            Some(CloseReason::SlowConsumer) => SessionEnd::SlowConsumer,
+            Some(CloseReason::WriteStalled) => SessionEnd::WriteStalled,
+            Some(CloseReason::ServerShutdown) => SessionEnd::ServerShutdown,
+            _ if !self.has_connected.load(Ordering::Relaxed) => SessionEnd::NeverConnected,
+            _ => SessionEnd::Transport,
         }
     }
 
@@ -446,7 +479,11 @@ impl Session {
 impl Owner for Session {
     fn wrote(&self, bytes: usize) {
         let less = |waiting: usize| Some(waiting.saturating_sub(bytes));
-        let _ = self.waiting_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        let waited = self.waiting_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        let gone = waited.unwrap_or_default().min(bytes);
+        if gone > 0 {
+            self.sessions.metrics.queues_waiting_bytes.sub(gone as i64);
+        }
     }
 
     fn connection_gone(&self) {
@@ -457,5 +494,83 @@ impl Owner for Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.end();
+        let left = *self.waiting_bytes.get_mut();
+        self.sessions.metrics.queues_waiting_bytes.sub(left as i64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use antiphon_metrics::Registry;
+
+    use super::*;
+    use crate::net::Admission as Places;
+
+    fn sessions(metrics: &Arc<GatewayMetrics>) -> (Arc<Sessions>, mpsc::Receiver<PollingSession>) {
+        Sessions::new(1000, Arc::clone(metrics))
+    }
+
+    fn metrics() -> Arc<GatewayMetrics> {
+        Arc::new(GatewayMetrics::register(&Registry::new()).expect("new"))
+    }
+
+    fn polling(sessions: &Arc<Sessions>) -> Arc<Session> {
+        let permit = Places::new(1, 1).admit(None).expect("a place");
+        let session = sessions.open([127, 0, 0, 1].into(), Protocol::Eio4, None, permit);
+        session.identify(Sid::new());
+        session
+    }
+
+    #[test]
+    fn what_waits_for_polling_clients_is_counted_until_it_is_written_or_they_are_gone() {
+        let metrics = metrics();
+        let (sessions, _closing) = sessions(&metrics);
+        let [one, other] = [polling(&sessions), polling(&sessions)];
+        let waiting = || metrics.queues_waiting_bytes.get();
+        for session in [&one, &other] {
+            let sid = *session.sid.get().expect("identified");
+            assert_eq!(sessions.admit(sid, 100, false), Admission::Queue);
+        }
+        assert_eq!(waiting(), 200);
+        one.wrote(60);
+        assert_eq!(waiting(), 140);
+        one.wrote(60);
+        assert_eq!(waiting(), 100, "headers were never added");
+        drop(other);
+        assert_eq!(waiting(), 0);
+    }
+
+    #[test]
+    fn who_cannot_be_closed_at_once_is_counted_and_asked_for_again() {
+        let metrics = metrics();
+        let (sessions, mut closing) = sessions(&metrics);
+        let open: Vec<_> = (0..=CLOSING_MAX).map(|_| polling(&sessions)).collect();
+        open.iter().for_each(|session| session.close(CloseReason::SlowConsumer));
+        let counted =
+            || (metrics.closing_sessions.get(), metrics.closing_sessions_deferred_total.get());
+        assert_eq!(counted(), (CLOSING_MAX as i64, 1));
+        assert_eq!(metrics.closing_sessions_max.get(), CLOSING_MAX as i64);
+        drop(closing.try_recv().expect("the first"));
+        assert_eq!(counted(), (CLOSING_MAX as i64 - 1, 1));
+        open[CLOSING_MAX].close(CloseReason::SlowConsumer);
+        assert_eq!(counted(), (CLOSING_MAX as i64, 1));
+    }
+
+    #[test]
+    fn every_end_of_a_session_has_a_reason() {
+        let metrics = metrics();
+        let (sessions, _closing) = sessions(&metrics);
+        let ended = |reason| metrics.sessions_closed_total.of((Transport::Polling, reason)).get();
+        drop(polling(&sessions));
+        assert_eq!(ended(SessionEnd::NeverConnected), 1);
+        let connected = polling(&sessions);
+        connected.first_connected();
+        connected.end();
+        drop(connected);
+        assert_eq!(ended(SessionEnd::Transport), 1, "and once");
+        let drained = polling(&sessions);
+        drained.close(CloseReason::ServerShutdown);
+        drop(drained);
+        assert_eq!(ended(SessionEnd::ServerShutdown), 1);
     }
 }

@@ -28,6 +28,27 @@ pub trait Label: Copy + 'static {
 /// A label's name; its values, and what they mean.
 pub type LabelDescription = (&'static str, Vec<(&'static str, &'static str)>);
 
+/// No label.
+impl Label for () {
+    const NAMES: &'static [&'static str] = &[];
+
+    fn all() -> Vec<Self> {
+        vec![()]
+    }
+
+    fn index(self) -> usize {
+        0
+    }
+
+    fn values(self) -> Vec<&'static str> {
+        Vec::new()
+    }
+
+    fn describe() -> Vec<LabelDescription> {
+        Vec::new()
+    }
+}
+
 impl<A: Label, B: Label> Label for (A, B) {
     // Two names at most are needed so far; a const cannot concatenate slices of other consts.
     const NAMES: &'static [&'static str] = &[A::NAMES[0], B::NAMES[0]];
@@ -267,34 +288,73 @@ impl<L: Label> Metric for Gauges<L> {
     }
 }
 
-/// Counters by namespace and event rule, whose names come from the configuration, and by outcome.
-pub struct EventFamily<L> {
+/// Labels whose values come from the configuration.
+pub trait Configured: 'static {
+    /// Their names.
+    const NAMES: &'static [&'static str];
+}
+
+/// A namespace.
+pub struct OfNamespace;
+
+impl Configured for OfNamespace {
+    const NAMES: &'static [&'static str] = &["namespace"];
+}
+
+/// An event rule of a namespace.
+pub struct OfRule;
+
+impl Configured for OfRule {
+    const NAMES: &'static [&'static str] = &["namespace", "event"];
+}
+
+/// Counters by what the configuration names, and by a label.
+pub struct ConfiguredCounters<C, L> {
     family: IntCounterVec,
-    label: PhantomData<L>,
+    labels: PhantomData<(C, L)>,
+}
+
+/// Counters by namespace, and by a label.
+pub type NamespaceCounters<L> = ConfiguredCounters<OfNamespace, L>;
+
+/// Counters by namespace and event rule, and by a label.
+pub type EventFamily<L> = ConfiguredCounters<OfRule, L>;
+
+impl<L: Label> NamespaceCounters<L> {
+    /// The counters of one namespace; ask once, and keep them.
+    pub fn of(&self, namespace: &str) -> Result<Counters<L>, Error> {
+        self.resolve(&[namespace])
+    }
 }
 
 impl<L: Label> EventFamily<L> {
     /// The counters of one rule; call it once for each when the rules are read.
     pub fn rule(&self, namespace: &str, event: &str) -> Result<Counters<L>, Error> {
+        self.resolve(&[namespace, event])
+    }
+}
+
+impl<C: Configured, L: Label> ConfiguredCounters<C, L> {
+    fn resolve(&self, configured: &[&str]) -> Result<Counters<L>, Error> {
         Family::new(|label: L| {
-            let values = [&[namespace, event][..], &label.values()].concat();
+            let values = [configured, &label.values()].concat();
             self.family.get_metric_with_label_values(&values)
         })
     }
 }
 
-impl<L: Label> Metric for EventFamily<L> {
+impl<C: Configured, L: Label> Metric for ConfiguredCounters<C, L> {
     const KIND: &'static str = "counter";
 
     fn labels() -> Vec<LabelDescription> {
-        [vec![("namespace", Vec::new()), ("event", Vec::new())], L::describe()].concat()
+        C::NAMES.iter().map(|name| (*name, Vec::new())).chain(L::describe()).collect()
     }
 
     fn register(registry: &Registry, name: &str, help: &str) -> Result<Self, Error> {
-        let labels = [&["namespace", "event"][..], L::NAMES].concat();
+        let labels = [C::NAMES, L::NAMES].concat();
         let family = IntCounterVec::new(Opts::new(name, help), &labels)?;
         registry.register(Box::new(family.clone()))?;
-        Ok(Self { family, label: PhantomData })
+        Ok(Self { family, labels: PhantomData })
     }
 }
 

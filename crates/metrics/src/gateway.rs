@@ -1,7 +1,8 @@
 //! What a node's listener, sessions and events do.
 
 use crate::declare::{
-    Buckets, Counters, EventFamily, Gauges, NamespaceGauges, Seconds, label, subsystem,
+    Buckets, Counters, EventFamily, Gauges, NamespaceCounters, NamespaceGauges, Seconds, label,
+    subsystem,
 };
 use prometheus::{IntCounter, IntGauge};
 
@@ -62,6 +63,26 @@ label! {
         ClientDisconnect = "client_namespace_disconnect",
         /// The node took the socket out of the namespace.
         ServerDisconnect = "server_namespace_disconnect",
+        /// The client read too slowly and its queue was full.
+        SlowConsumer = "slow_consumer",
+        /// The client took nothing from a full socket for too long.
+        WriteStalled = "write_stalled",
+        /// The node is shutting down.
+        ServerShutdown = "server_shutting_down",
+    }
+}
+
+label! {
+    /// Why a session ended.
+    "reason" SessionEnd {
+        /// It never came to a namespace: its client left before, or took too long (`session.connect_timeout`).
+        NeverConnected = "never_connected",
+        /// Its transport ended for none of the other reasons, and then the closed sockets' say which it was.
+        Transport = "transport",
+        /// The client sent more than it may, or what cannot be read.
+        ParseError = "parse_error",
+        /// A server sent the client away.
+        ServerDisconnect = "server_disconnect",
         /// The client read too slowly and its queue was full.
         SlowConsumer = "slow_consumer",
         /// The client took nothing from a full socket for too long.
@@ -151,14 +172,24 @@ subsystem! {
         sessions: Gauges<(Transport, Protocol)>,
         /// Engine.IO sessions opened, by the transport they began with.
         sessions_opened_total: Counters<(Transport, Protocol)>,
+        /// Engine.IO sessions that ended, by the transport they ended with.
+        sessions_closed_total: Counters<(Transport, SessionEnd)>,
+        /// Polling sessions that wait for the engine to close them, as the node wants.
+        closing_sessions: IntGauge,
+        /// As many as may wait.
+        closing_sessions_max: IntGauge,
+        /// Times that one more had to wait for its next poll, or the next batch of a drain, because as many did.
+        closing_sessions_deferred_total: IntCounter,
         /// Time from a client's handshake request to its first socket in a namespace.
         handshake_seconds: Seconds<Connecting>,
         /// Sockets connected to a namespace.
         sockets: NamespaceGauges,
+        /// Sockets that came to their namespace.
+        sockets_opened_total: NamespaceCounters<()>,
         /// Rooms that sockets of this node are in, counted every 15 s.
         rooms: NamespaceGauges,
         /// Sockets that left their namespace.
-        sockets_closed_total: Counters<CloseReason>,
+        sockets_closed_total: NamespaceCounters<CloseReason>,
         /// Bytes read from clients, all of them: HTTP heads, frames and payloads.
         received_bytes_total: IntCounter,
         /// Bytes written to clients, all of them.
@@ -173,6 +204,12 @@ subsystem! {
         fanout_seconds: Seconds<Passing>,
         /// Bytes that wait in lanes because their clients do not take them.
         lanes_waiting_bytes: IntGauge,
+        /// Bytes that wait in the engine's queues, most of them for clients that poll.
+        queues_waiting_bytes: IntGauge,
+        /// As many bytes as may wait for one client, in either (`session.send_queue_bytes`).
+        client_waiting_bytes_max: IntGauge,
+        /// As many packets as may wait in the engine's queue for one client (`session.send_queue_packets`).
+        client_waiting_packets_max: IntGauge,
         /// Events accepted and not yet delivered.
         stage_events: IntGauge,
         /// As many as may wait (`stage.max_events`); up to 128 more have been taken up and are being delivered.

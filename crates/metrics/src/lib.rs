@@ -23,8 +23,8 @@ pub mod traces;
 pub use adapter::AdapterMetrics;
 pub use bus::BusMetrics;
 pub use declare::{
-    Buckets, Counters, Description, EventFamily, Family, Gauges, Label, LabelDescription,
-    NamespaceGauges, Seconds,
+    Buckets, Configured, ConfiguredCounters, Counters, Description, EventFamily, Family, Gauges,
+    Label, LabelDescription, NamespaceCounters, NamespaceGauges, OfNamespace, OfRule, Seconds,
 };
 pub use gateway::GatewayMetrics;
 pub use log::LogMetrics;

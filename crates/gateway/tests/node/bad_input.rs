@@ -43,7 +43,7 @@ fn refusal(reason: &str) -> String {
 }
 
 fn closed(reason: &str) -> String {
-    format!("antiphon_gateway_sockets_closed_total{{reason=\"{reason}\"}}")
+    format!(r#"antiphon_gateway_sockets_closed_total{{namespace="/",reason="{reason}"}}"#)
 }
 
 fn other(outcome: &str) -> String {

@@ -127,7 +127,7 @@ fn frame_length(bytes: &[u8]) -> Option<(usize, usize)> {
 }
 
 fn closed(reason: &str) -> String {
-    format!("antiphon_gateway_sockets_closed_total{{reason=\"{reason}\"}}")
+    format!(r#"antiphon_gateway_sockets_closed_total{{namespace="/",reason="{reason}"}}"#)
 }
 
 /// Sends a message and waits until it has come back: how long that took.
@@ -191,7 +191,7 @@ async fn who_stops_reading_or_vanishes_disturbs_nobody_and_is_closed() {
     let (undisturbed, disturbed) = (median(undisturbed), median(disturbed));
     assert!(disturbed < undisturbed * 10 + Duration::from_millis(20), "{disturbed:?}");
 
-    let reset = r#"antiphon_gateway_sockets_closed_total{reason="transport_"#;
+    let reset = r#"antiphon_gateway_sockets_closed_total{namespace="/",reason="transport_"#;
     node.until(reset, 1.0).await;
     drop(stopped);
     sender.emit(json!(["chat_message", "end"])).await;

@@ -32,7 +32,7 @@ async fn silent(node: &TestNode) -> TcpStream {
 }
 
 fn closed(reason: &str) -> String {
-    format!("antiphon_gateway_sockets_closed_total{{reason=\"{reason}\"}}")
+    format!(r#"antiphon_gateway_sockets_closed_total{{namespace="/",reason="{reason}"}}"#)
 }
 
 #[tokio::test]
