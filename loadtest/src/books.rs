@@ -76,14 +76,20 @@ impl Counters {
         self.grown(before, name) as i64
     }
 
-    /// Each label's value of a counter with one label, where it changed.
+    /// By the value of a counter's last label, of whatever the others are: how much it grew, where it did.
     fn by_label(&self, before: &Self, name: &str) -> BTreeMap<String, i64> {
         let label = |key: &str| {
             let rest = key.strip_prefix(name)?.strip_prefix('{')?;
-            Some(rest.split('"').nth(1)?.to_owned())
+            Some(rest.rsplit('"').nth(1)?.to_owned())
         };
-        let changed = |key: &String| Some((label(key)?, self.since(before, key)));
-        self.0.keys().filter_map(changed).filter(|(_, count)| *count != 0).collect()
+        let mut by_label = BTreeMap::new();
+        for key in self.0.keys() {
+            if let Some(label) = label(key) {
+                *by_label.entry(label).or_default() += self.since(before, key);
+            }
+        }
+        by_label.retain(|_, grown| *grown != 0);
+        by_label
     }
 }
 
@@ -221,10 +227,12 @@ mod tests {
 
     const BEFORE: &str = "# HELP x y\nantiphon_gateway_deliveries_total 100\n\
         antiphon_gateway_undelivered_total{reason=\"gone\"} 1\n\
-        antiphon_gateway_sockets_closed_total{reason=\"slow_consumer\"} 0\n";
+        antiphon_gateway_sockets_closed_total{namespace=\"/\",reason=\"slow_consumer\"} 0\n\
+        antiphon_gateway_sockets_closed_total{namespace=\"/b\",reason=\"slow_consumer\"} 0\n";
     const AFTER: &str = "antiphon_gateway_deliveries_total 1100\n\
         antiphon_gateway_undelivered_total{reason=\"gone\"} 1\n\
-        antiphon_gateway_sockets_closed_total{reason=\"slow_consumer\"} 2\n";
+        antiphon_gateway_sockets_closed_total{namespace=\"/\",reason=\"slow_consumer\"} 1\n\
+        antiphon_gateway_sockets_closed_total{namespace=\"/b\",reason=\"slow_consumer\"} 1\n";
 
     #[track_caller]
     fn check(received: u64, cut_off: u64, balanced: bool) {
