@@ -41,7 +41,7 @@ impl Namespace {
     /// it. Packets from one task arrive in the order in which that task awaited this.
     pub async fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Published {
         let mut batch = Batch::default();
-        let published = batch.broadcast(self, packet, opts).await;
+        let published = batch.broadcast(self, packet, opts, None).await;
         batch.flush().await;
         published
     }
@@ -96,8 +96,8 @@ pub struct Member {
 pub(crate) trait Local: Queues {
     /// To those meant who are on other nodes.
     fn publish(&self, packet: &Packet, opts: &BroadcastOptions) -> Published;
-    /// To those on this node.
-    fn deliver(&self, packets: Vec<Packet>, opts: BroadcastOptions) -> Soon<'_, ()>;
+    /// To sockets of this node.
+    fn deliver(&self, packets: Vec<Packet>, volatile: bool, to: Vec<Sid>) -> Soon<'_, ()>;
     /// To one of this node's sockets.
     fn send(&self, sid: Sid, packet: Packet);
     /// The same, asking for acknowledgements.
@@ -309,9 +309,7 @@ impl<E: SocketEmitter> Local for ClusterAdapter<E> {
         }
     }
 
-    fn deliver(&self, packets: Vec<Packet>, opts: BroadcastOptions) -> Soon<'_, ()> {
-        let volatile = opts.has_flag(BroadcastFlags::Volatile);
-        let to = self.recipients(opts);
+    fn deliver(&self, packets: Vec<Packet>, volatile: bool, to: Vec<Sid>) -> Soon<'_, ()> {
         match self.parcel(packets, volatile).filter(|_| !to.is_empty()) {
             Some(parcel) => self.shared.recipients.deliver(parcel, to),
             None => Box::pin(future::ready(())),
@@ -449,7 +447,8 @@ impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
         // Neither a full queue nor a bus that is down is an error here: both have been dealt with. The peers
         // first: what the bus does with it takes time that delivery here can use.
         self.publish(&packet, &opts);
-        self.deliver(vec![packet], opts).await;
+        let volatile = opts.has_flag(BroadcastFlags::Volatile);
+        self.deliver(vec![packet], volatile, self.recipients(opts)).await;
         Ok(())
     }
 

@@ -281,7 +281,8 @@ impl Hands {
         let outcome = match read {
             Ok((local, Broadcast { packet, opts, .. })) => {
                 let span = opts.flags.traceparent.as_deref().map_or(Span::none(), trace::received);
-                batch.add(&local, packet, local_opts(opts)).instrument(span).await;
+                let reached = Some(&self.peers.metrics().recipients_total);
+                batch.add(&local, packet, local_opts(opts), reached).instrument(span).await;
                 self.delivering = true;
                 Received::Delivered
             }

@@ -5,9 +5,10 @@
 
 use std::{ptr, sync::Arc};
 
+use antiphon_metrics::IntCounter;
 use socketioxide_core::{
     Sid, Value,
-    adapter::BroadcastOptions,
+    adapter::{BroadcastFlags, BroadcastOptions},
     packet::{Packet, PacketData},
 };
 
@@ -212,19 +213,22 @@ struct Group {
     bytes: usize,
     // Of those that are traced.
     spans: Vec<Span>,
+    // Of those whose recipients are counted.
+    reached: Vec<IntCounter>,
 }
 
 impl Batch {
     /// For everyone that `opts` selects, on every node: publishes it at once, and says whether the peers get it.
-    /// The sockets here have it after [`Batch::flush`].
+    /// The sockets here have it after [`Batch::flush`], and are counted in `reached`.
     pub async fn broadcast(
         &mut self,
         namespace: &Namespace,
         packet: Packet,
         opts: BroadcastOptions,
+        reached: Option<&IntCounter>,
     ) -> Published {
         let published = namespace.0.publish(&packet, &opts);
-        self.add(&namespace.0, packet, opts).await;
+        self.add(&namespace.0, packet, opts, reached).await;
         published
     }
 
@@ -234,6 +238,7 @@ impl Batch {
         local: &Arc<dyn Local>,
         packet: Packet,
         opts: BroadcastOptions,
+        reached: Option<&IntCounter>,
     ) {
         let bytes = payload_bytes(&packet);
         if self.0.as_ref().is_some_and(|group| !group.takes(local, bytes, &opts)) {
@@ -245,17 +250,22 @@ impl Batch {
             packets: Vec::new(),
             bytes: 0,
             spans: Vec::new(),
+            reached: Vec::new(),
         });
         group.packets.push(packet);
         group.spans.extend(trace::traced().map(|(span, _)| span));
+        group.reached.extend(reached.cloned());
         group.bytes += bytes;
     }
 
     /// Delivers what has been collected. Who changes rooms does this first.
     pub async fn flush(&mut self) {
-        if let Some(Group { local, opts, packets, spans, .. }) = self.0.take() {
+        if let Some(Group { local, opts, packets, spans, reached, .. }) = self.0.take() {
             let span = trace::fanning_out(&spans, packets.len());
-            local.deliver(packets, opts).instrument(span).await;
+            let volatile = opts.has_flag(BroadcastFlags::Volatile);
+            let to = local.members(opts);
+            reached.iter().for_each(|counter| counter.inc_by(to.len() as u64));
+            local.deliver(packets, volatile, to).instrument(span).await;
         }
     }
 }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use antiphon_adapter::{Cluster, Namespace};
-use antiphon_metrics::{Counters, Error, GatewayMetrics, gateway::Outcome};
+use antiphon_metrics::{Counters, Error, GatewayMetrics, IntCounter, gateway::Outcome};
 use bytes::Bytes;
 use governor::{Quota, RateLimiter};
 use socketioxide::{handler::MessageHandler, socket::Socket};
@@ -55,6 +55,7 @@ pub(crate) struct Rule {
     max_bytes: usize,
     limiter: Option<usize>,
     counters: Counters<Outcome>,
+    reached: Counters<()>,
 }
 
 impl Rules {
@@ -77,7 +78,8 @@ impl Rules {
         };
         for rule in config.events.iter().filter(|rule| rule.namespace == path) {
             let counters = metrics.events_total.rule(path, &rule.name)?;
-            rules.add(rule, counters);
+            let reached = metrics.recipients_total.rule(path, &rule.name)?;
+            rules.add(rule, counters, reached);
         }
         Ok(rules)
     }
@@ -96,7 +98,7 @@ impl Rules {
         }
     }
 
-    fn add(&mut self, rule: &EventRule, counters: Counters<Outcome>) {
+    fn add(&mut self, rule: &EventRule, counters: Counters<Outcome>, reached: Counters<()>) {
         let limiter = rule.rate.map(|rate| {
             self.quotas.push(Quota::per_second(rate.per_second).allow_burst(rate.burst));
             self.quotas.len() - 1
@@ -108,6 +110,7 @@ impl Rules {
             max_bytes: rule.max_bytes.unwrap_or(self.limits.max_message_bytes),
             limiter,
             counters,
+            reached,
         };
         self.by_name.insert(rule.name.clone(), Arc::new(ready));
     }
@@ -117,6 +120,11 @@ impl Rule {
     /// Counts what became of an event.
     pub(crate) fn count(&self, outcome: Outcome) {
         self.counters.of(outcome).inc();
+    }
+
+    /// Counts the sockets of this node that its events go to.
+    pub(crate) fn reached(&self) -> &IntCounter {
+        self.reached.of(())
     }
 
     /// Whether a sender who is in `rooms` may send to this one.

@@ -237,7 +237,9 @@ impl Worker {
             Task::Deliver { packet, room } => {
                 if rule.admits(room.as_deref(), || namespace.rooms(socket.id)) {
                     let recipients = rule.recipients(socket.id, room);
-                    let outcome = match batch.broadcast(&namespace, packet, recipients).await {
+                    let reached = Some(rule.reached());
+                    let published = batch.broadcast(&namespace, packet, recipients, reached).await;
+                    let outcome = match published {
                         Published::No => Outcome::OkLocal,
                         Published::Yes | Published::NotNeeded => Outcome::Ok,
                     };

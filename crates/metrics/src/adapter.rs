@@ -112,6 +112,8 @@ subsystem! {
         broadcasts_unsent_total: Counters<Unsent>,
         /// Broadcasts that came from the bus.
         broadcasts_received_total: Counters<Received>,
+        /// Sockets of this node that peers' broadcasts were for, each counted for each broadcast.
+        recipients_total: prometheus::IntCounter,
         /// Time from when broadcasts of peers are taken from the bus, together, until they are written to all on this
         /// node who take them at once. What is not for this node is not in it.
         fanout_seconds: Seconds<Passing>,

@@ -196,6 +196,9 @@ subsystem! {
         sent_bytes_total: IntCounter,
         /// Events that clients sent, by rule; `other` has no rule.
         events_total: EventFamily<Outcome>,
+        /// Sockets of this node that its clients' events were for, by rule, each counted for each event. What became of
+        /// these and of those of `antiphon_adapter_recipients_total` is in the two that follow, for all rules together.
+        recipients_total: EventFamily<()>,
         /// Events written to recipients' connections or waiting for them, each counted for each recipient.
         deliveries_total: IntCounter,
         /// The same for events that a recipient did not get.

@@ -112,6 +112,7 @@ async fn what_comes_back_is_no_fan_out() {
     assert_eq!(a.metrics.broadcasts_received_total.of(Received::Own).get(), 1);
     assert_eq!(b.metrics.broadcasts_received_total.of(Received::Delivered).get(), 1);
     assert_eq!([&a, &b].map(|node| node.metrics.fanout_seconds.count()), [0, 1]);
+    assert_eq!([&a, &b].map(|node| node.metrics.recipients_total.get()), [0, 1]);
 }
 
 #[tokio::test(start_paused = true)]

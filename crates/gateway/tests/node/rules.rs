@@ -159,6 +159,12 @@ async fn rooms_have_members_and_those_who_are_not() {
     assert_eq!(a.ask(3, json!(["say_others", "r", 4])).await, ok());
     assert_eq!(b.event().await, json!(["say_others", 4]));
     assert_eq!(c.ask(2, json!(["say_others", "r", 5])).await, refused("not_joined"));
+    let reached = async |event: &str| {
+        let labels = format!("{{event=\"{event}\",namespace=\"/\"}}");
+        node.metric(&format!("antiphon_gateway_recipients_total{labels}")).await
+    };
+    assert_eq!((reached("say").await, reached("say_others").await), (4.0, 1.0));
+    assert_eq!(node.metric("antiphon_gateway_recipients_total{").await, 5.0, "and no other rule");
 
     // One after another without waiting: each sees what the one before did.
     a.emit(json!(["leave", "r"])).await;
