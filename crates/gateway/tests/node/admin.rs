@@ -1,6 +1,7 @@
 //! The admin listener: what it answers, to whom, and that it does when nothing else does.
 
 use std::{
+    collections::HashSet,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     sync::mpsc,
@@ -168,4 +169,20 @@ fn answers_in_time(address: SocketAddr, path: &str, what: &str) {
         assert!(Instant::now() < deadline, "{path} never says {what}");
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+#[tokio::test]
+async fn what_a_node_shows_is_what_metrics_md_lists() {
+    let node = TestNode::start(&[]).await;
+    let (_, shown) = get(node.admin, "/metrics").await;
+    let shown: HashSet<_> =
+        shown.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let listed = include_str!("../../../metrics/METRICS.md").lines();
+    let listed: HashSet<_> =
+        listed.filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    assert_eq!(shown.difference(&listed).next(), None, "not listed");
+    // Of a node by itself, in a process with other tests.
+    let elsewhere = ["antiphon_adapter_", "antiphon_bus_", "antiphon_traces_", "antiphon_log_"];
+    let here = |name: &&&str| !elsewhere.iter().any(|prefix| name.starts_with(prefix));
+    assert_eq!(listed.difference(&shown).find(here), None, "not shown");
 }
