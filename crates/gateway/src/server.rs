@@ -187,7 +187,7 @@ impl Node {
     }
 }
 
-/// Keeps the number of rooms in the metrics. Going over them takes half a second of a core for 100,000 sockets in ten
+/// Keeps the number of rooms in the metrics. Going over them takes 0.2 s of a core for 100,000 sockets in ten
 /// rooms each, on a thread of its own: seldom.
 async fn count_rooms(cluster: Cluster, namespaces: Vec<(String, IntGauge)>) {
     let mut ticks = tokio::time::interval(ROOMS_INTERVAL);
