@@ -53,21 +53,31 @@ stop_engine() {
   [[ -z $engine ]] || kill "$engine"
 }
 
-# What deploy/Dockerfile and docker-compose.yml start from, without what only the profile `observability` needs.
+# What deploy/Dockerfile and docker-compose.yml start from. Grafana and Jaeger have no stand-ins, and are not tried.
 base_images() {
   sed -nE 's/^FROM ([^ ]*:[^ ]*).*/\1/p' deploy/Dockerfile | sort -u
-  sed -nE 's/^ +image: ((redis|haproxy):.*)/\1/p' docker-compose.yml
-  echo "prom/prometheus:${PROMETHEUS_TAG:-latest}"
+  sed -nE 's,^ +image: ((redis|haproxy|prom/[a-z]+):.*),\1,p' docker-compose.yml
 }
 
-# Pulls them. Where no registry can be reached, a program may provide them: $ANTIPHON_LOCAL_IMAGES; else they are made
-# of Debian's packages.
-provide_images() {
-  local image missing=()
+# Those that the engine does not have.
+missing_images() {
+  local image
   for image in $(base_images); do
-    docker image inspect "$image" >/dev/null 2>&1 || docker pull --quiet "$image" 2>/dev/null || missing+=("$image")
+    docker image inspect "$image" >/dev/null 2>&1 || echo "$image"
   done
+}
+
+# Pulls them. Where no registry can be reached, a program may provide them: $ANTIPHON_LOCAL_IMAGES; what is missing then
+# is made of Debian's packages.
+provide_images() {
+  local image missing
+  for image in $(missing_images); do
+    docker pull --quiet "$image" 2>/dev/null || true
+  done
+  mapfile -t missing < <(missing_images)
   ((${#missing[@]})) || return 0
   echo "${0##*/}: cannot be pulled: ${missing[*]}"
-  if [[ -n ${ANTIPHON_LOCAL_IMAGES:-} ]]; then "$ANTIPHON_LOCAL_IMAGES"; else deploy/test/stand-ins "${missing[@]}"; fi
+  [[ -z ${ANTIPHON_LOCAL_IMAGES:-} ]] || "$ANTIPHON_LOCAL_IMAGES"
+  mapfile -t missing < <(missing_images)
+  ((!${#missing[@]})) || deploy/test/stand-ins "${missing[@]}"
 }
