@@ -665,6 +665,12 @@ def mounted(volume):
     return "bind" if source[0] in "./" else "volume", source
 
 
+def memory_limit(service):
+    """In bytes. Compose 1.29 prints what is written (1g), v2 bytes."""
+    limit = str(service.get("deploy", {}).get("resources", {}).get("limits", {}).get("memory", 0))
+    return int(limit) if limit.isdigit() else size(limit.lower())
+
+
 def compose(file):
     """docker-compose.yml."""
     services = file["services"]
@@ -677,6 +683,12 @@ def compose(file):
             yield f"{name}: is published"
         if not service.get("read_only") or service.get("cap_drop") != ["ALL"] or service.get("privileged"):
             yield f"{name}: may more than it needs"
+        if not {"max-size", "max-file"} <= service.get("logging", {}).get("options", {}).keys():
+            yield f"{name}: its log has no bound"
+        if name != "loadtest" and not memory_limit(service):
+            yield f"{name}: its memory has no bound"
+        if not IMAGE.match(service["image"]) or service["image"].endswith(":latest"):
+            yield f"{name}: {service['image']} is no name with a tag of its own"
         for volume in service.get("volumes", []):
             kind, source = mounted(volume)
             if kind == "bind" and not (ROOT / source).exists():
@@ -698,6 +710,12 @@ def compose(file):
         return
     if seconds(node.get("stop_grace_period", "10s")) < drain_s(known):
         yield f"node: killed after {node.get('stop_grace_period', '10s')}, but leaving may take {drain_s(known):g} s"
+    if memory_limit(node) < BESIDE_BYTES + CONNECTION_BYTES * known["server"]["max_connections"]:
+        yield "node: the limit of memory is below what server.max_connections take"
+    redis = (ROOT / "deploy/redis/redis.conf").read_text()
+    bounds = [int(found[1]) for key in ("maxmemory", "maxmemory-clients") if (found := re.search(rf"^{key} (\d+)mb$", redis, re.M))]
+    if len(bounds) < 2 or sum(bounds) * 2**20 > 0.8 * memory_limit(services["redis"]):
+        yield "redis: what it may hold does not fit into its memory"
     if environment["ANTIPHON__ADMIN__TOKEN"] != str(services["prometheus"]["environment"]["ADMIN_TOKEN"]):
         yield "prometheus: has another token than the nodes"
     if not known["admin"]["listen"].startswith("0.0.0.0:"):
@@ -904,6 +922,12 @@ COMPOSE_MISTAKES = (
     ("two tokens", lambda file: file["services"]["prometheus"]["environment"].update(ADMIN_TOKEN="other"), "another token"),
     ("Redis within reach", lambda file: file["networks"]["redis"].pop("internal"), "leads out"),
     ("a node within reach", lambda file: file["services"]["node"]["networks"].update(public=None), "no business"),
+    ("too many connections", lambda file: file["services"]["node"]["environment"].update(ANTIPHON__SERVER__MAX_CONNECTIONS="100000"), "server.max_connections take"),
+    ("as many as the node takes by default", lambda file: file["services"]["node"]["environment"].pop("ANTIPHON__SERVER__MAX_CONNECTIONS"), "server.max_connections take"),
+    ("a small Redis", lambda file: file["services"]["redis"]["deploy"]["resources"]["limits"].update(memory="256m"), "what it may hold"),
+    ("a log without end", lambda file: file["services"]["balancer"].pop("logging"), "its log has no bound"),
+    ("memory without end", lambda file: file["services"]["prometheus"].pop("deploy"), "its memory has no bound"),
+    ("any version", lambda file: file["services"]["prometheus"].update(image="prom/prometheus:latest"), "of its own"),
     ("a container that may write", lambda file: file["services"]["redis"].pop("read_only"), "more than it needs"),
     ("a file that is not there", lambda file: file["services"]["node"].update(volumes=["./deploy/no.toml:/x:ro"]), "no.toml is not there"),
 )
