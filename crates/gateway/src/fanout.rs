@@ -128,12 +128,13 @@ impl<'a> Way<'a> {
     }
 
     fn serve(&mut self, to: &[Sid]) {
-        let open = self.fan_out.sessions.find_all(to);
+        let sessions = Arc::clone(&self.fan_out.sessions);
+        let open = sessions.recipients(to);
         let packets = self.events.parcel.packets().len();
         self.delivered.count(Admission::Gone, ((to.len() - open.len()) * packets) as u64);
-        for (sid, session) in open {
-            let mut engine = Engine { sid, way: self };
-            let sent = session.send(engine.way.events, &mut engine);
+        for recipient in open {
+            let mut engine = Engine { sid: recipient.sid, way: self };
+            let sent = sessions.send(&recipient, engine.way.events, &mut engine);
             let count = packets as u64;
             match sent {
                 Sent::Accepted { written, .. } => {

@@ -66,7 +66,22 @@ pub(crate) struct Sessions {
 struct Open {
     by_number: HashMap<u64, Weak<Session>>,
     // The same once their id is known. Ids are random, so that a weak hash will do.
-    by_sid: FxHashMap<Sid, Weak<Session>>,
+    by_sid: FxHashMap<Sid, Entry>,
+}
+
+struct Entry {
+    session: Weak<Session>,
+    // Of the session's, what a delivery needs.
+    protocol: Protocol,
+    lane: Arc<Lane>,
+}
+
+/// What a delivery needs of a session, and no more: what it costs beside the write is the memory that is touched for
+/// each recipient.
+pub(crate) struct Recipient {
+    pub(crate) sid: Sid,
+    protocol: Protocol,
+    lane: Arc<Lane>,
 }
 
 /// A session without a connection of its own, to be closed through the engine. Counted until it is.
@@ -176,14 +191,17 @@ impl Sessions {
 
     /// The session with this id, if it is open.
     pub(crate) fn find(&self, sid: Sid) -> Option<Arc<Session>> {
-        self.read().by_sid.get(&sid)?.upgrade()
+        self.read().by_sid.get(&sid)?.session.upgrade()
     }
 
-    /// The same for several: those that are not open are left out.
-    pub(crate) fn find_all(&self, sids: &[Sid]) -> Vec<(Sid, Arc<Session>)> {
+    /// The sessions with these ids: those that are not open are left out.
+    pub(crate) fn recipients(&self, sids: &[Sid]) -> Vec<Recipient> {
         let open = self.read();
-        let found = |sid: &Sid| Some((*sid, open.by_sid.get(sid)?.upgrade()?));
-        sids.iter().filter_map(found).collect()
+        let recipient = |sid: &Sid| {
+            let Entry { protocol, lane, .. } = open.by_sid.get(sid)?;
+            Some(Recipient { sid: *sid, protocol: *protocol, lane: Arc::clone(lane) })
+        };
+        sids.iter().filter_map(recipient).collect()
     }
 
     /// The number of a namespace.
@@ -254,6 +272,29 @@ impl Sessions {
         Admission::Queue
     }
 
+    /// Sends events to a client's socket in their namespace, on its lane.
+    pub(crate) fn send(
+        &self,
+        Recipient { sid, protocol, lane }: &Recipient,
+        events: &Encoded,
+        engine: &mut impl EngineQueue,
+    ) -> Sent {
+        let segment = events.segment(*protocol);
+        let sent = lane.send(events.namespace, segment, self.max_waiting_bytes, engine);
+        match sent {
+            Sent::Accepted { wake: true, .. } | Sent::Volatile { wake: true, .. } => {
+                if let Some(session) = self.find(*sid)
+                    && let Some(conn) = session.websocket.get()
+                {
+                    conn.wake_reader();
+                }
+            }
+            Sent::Full => self.close(*sid, CloseReason::SlowConsumer),
+            _ => {}
+        }
+        sent
+    }
+
     /// Closes a session, if it is open.
     pub(crate) fn close(&self, sid: Sid, reason: CloseReason) {
         if let Some(session) = self.find(sid) {
@@ -284,7 +325,12 @@ impl Session {
         if self.sid.set(sid).is_ok() {
             let mut open = self.sessions.write();
             if !self.ended.load(Ordering::Acquire) {
-                open.by_sid.insert(sid, Arc::downgrade(self));
+                let entry = Entry {
+                    session: Arc::downgrade(self),
+                    protocol: self.protocol,
+                    lane: Arc::clone(&self.lane),
+                };
+                open.by_sid.insert(sid, entry);
             }
         }
     }
@@ -341,23 +387,6 @@ impl Session {
     /// The client's socket has left the namespace at `path`.
     pub(crate) fn left(&self, path: &str) {
         self.lane.left(self.sessions.namespace(path));
-    }
-
-    /// Sends events to the client's socket in their namespace.
-    pub(crate) fn send(&self, events: &Encoded, engine: &mut impl EngineQueue) -> Sent {
-        let segment = events.segment(self.protocol);
-        let max_bytes = self.sessions.max_waiting_bytes;
-        let sent = self.lane.send(events.namespace, segment, max_bytes, engine);
-        match sent {
-            Sent::Accepted { wake: true, .. } | Sent::Volatile { wake: true, .. } => {
-                if let Some(conn) = self.websocket.get() {
-                    conn.wake_reader();
-                }
-            }
-            Sent::Full => self.close(CloseReason::SlowConsumer),
-            _ => {}
-        }
-        sent
     }
 
     /// Its socket in this namespace has its CONNECT packet in the engine's queue.

@@ -31,6 +31,7 @@ use std::{
 use antiphon_adapter::QueueError;
 use antiphon_metrics::IntGauge;
 use bytes::{Buf, Bytes};
+use rustix::{io::Errno, net::SendFlags};
 use smallvec::SmallVec;
 use tokio::net::tcp::OwnedWriteHalf;
 
@@ -47,9 +48,13 @@ pub(crate) trait Sink {
 
 impl Sink for OwnedWriteHalf {
     fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match slices {
-            [one] => Self::try_write(self, one),
-            several => self.try_write_vectored(several),
+        let [one] = slices else { return self.try_write_vectored(slices) };
+        // tokio would look first whether it knows of room, in memory that nothing else here touches. Only when there
+        // is none it has to be asked, so that it learns of it, and says when there is again.
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match rustix::net::send(self.as_ref(), one, flags) {
+            Err(Errno::AGAIN) => Self::try_write(self, one),
+            result => Ok(result?),
         }
     }
 }
