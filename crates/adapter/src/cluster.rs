@@ -203,14 +203,23 @@ impl Inbound {
         }
     }
 
-    /// Waits until something has arrived; false once the bus has ended. Dropping the future loses nothing.
-    pub async fn arrived(&mut self) -> bool {
-        if !self.messages.is_empty() {
-            return true;
+    /// Waits until something has arrived. Returns how many messages are taken up, 128 at most; none once the bus has ended.
+    /// Dropping the future loses nothing.
+    pub async fn arrived(&mut self) -> usize {
+        if self.messages.is_empty() {
+            self.receiver.receive(&mut self.messages, MESSAGES_PER_TURN).await;
+            self.taken = Instant::now();
         }
-        let more = self.receiver.receive(&mut self.messages, MESSAGES_PER_TURN).await;
-        self.taken = Instant::now();
-        more
+        self.messages.len()
+    }
+
+    /// Takes up what else has arrived by now.
+    pub fn take_up(&mut self) {
+        if self.messages.is_empty() {
+            self.taken = Instant::now();
+        }
+        let room = MESSAGES_PER_TURN - self.messages.len();
+        self.receiver.take(&mut self.messages, room);
     }
 
     /// Does what has arrived asks for. Events come into `batch`, and their recipients have them when that is flushed:

@@ -18,7 +18,6 @@ use std::{
 
 use antiphon_adapter::{Batch, Inbound, Namespace, Published};
 use antiphon_metrics::{GatewayMetrics, gateway::Outcome};
-use futures_util::FutureExt;
 use socketioxide::socket::Socket;
 use socketioxide_core::packet::Packet;
 use tokio::{
@@ -209,13 +208,13 @@ impl Worker {
         let taken = idle(async {
             tokio::select! {
                 taken = self.queue.recv_many(events, EVENTS_PER_TURN) => taken,
-                more = arrived => usize::from(more),
+                arrived = arrived => arrived,
             }
         });
         match taken.await {
             0 => return false,
             // Enough for a turn waits for nothing.
-            EVENTS_PER_TURN => {}
+            EVENTS_PER_TURN.. => {}
             _ if self.window.is_zero() => {}
             _ => tokio::time::sleep(self.window).await,
         }
@@ -225,8 +224,7 @@ impl Worker {
             events.push(event);
         }
         if let Some(inbound) = inbound {
-            // Whether the bus has ended, the next turn sees.
-            let _ = inbound.arrived().now_or_never();
+            inbound.take_up();
         }
         true
     }

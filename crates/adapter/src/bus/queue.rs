@@ -170,10 +170,15 @@ impl Receiver {
             () = shared.inbox.filled() => {}
             () = shared.ended.cancelled() => if shared.inbox.is_empty() { return false },
         }
-        if shared.inbox.take(into, count_max, usize::MAX) == 0 {
-            shared.receive_queue_drained();
-        }
+        self.take(into, count_max);
         true
+    }
+
+    /// The same for what has arrived by now.
+    pub fn take(&mut self, into: &mut Vec<Message>, count_max: usize) {
+        if self.0.inbox.take(into, count_max, usize::MAX) == 0 {
+            self.0.receive_queue_drained();
+        }
     }
 }
 

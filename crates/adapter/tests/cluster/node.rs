@@ -116,7 +116,7 @@ impl Drop for Node {
 
 async fn receive(mut inbound: Inbound) {
     let mut batch = Batch::default();
-    while inbound.arrived().await {
+    while inbound.arrived().await > 0 {
         inbound.carry_out(&mut batch).await;
         batch.flush().await;
         inbound.delivered();
