@@ -140,7 +140,6 @@ fn announce(config: &Config, listeners: &Listeners) -> anyhow::Result<()> {
         None => "off".to_owned(),
     };
     tracing::info!(
-        node.id = config.node.id,
         mode = if config.redis.is_some() {
             "cluster, over Redis"
         } else {

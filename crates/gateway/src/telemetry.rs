@@ -1,6 +1,8 @@
 //! Logs, to standard error (standard output belongs to `print-config`), and traces, to a collector. They belong to the
 //! process, as `tracing` does.
 
+mod text;
+
 use std::{
     io::IsTerminal,
     sync::{
@@ -84,8 +86,8 @@ impl Telemetry {
         let lines: Box<dyn Layer<_> + Send + Sync> = match config.log.format {
             LogFormat::Text => {
                 let colours = std::io::stderr().is_terminal();
-                let lines = fmt::layer().with_writer(stderr);
-                lines.with_ansi(colours).with_target(false).boxed()
+                let lines = fmt::layer().with_timer(text::Stamp::new(&config.node.id));
+                lines.with_writer(stderr).with_ansi(colours).with_target(false).boxed()
             }
             LogFormat::Json => {
                 let lines = json_subscriber::fmt::layer().with_writer(stderr);

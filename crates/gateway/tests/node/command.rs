@@ -240,6 +240,33 @@ async fn what_is_logged_can_be_changed_while_it_runs() {
 }
 
 #[tokio::test]
+async fn lines_for_people_have_the_node_and_the_trace() {
+    let free = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+    // A collector that is not there is none of this test's business.
+    let settings = [
+        "node.id=n1",
+        "log.filter=debug",
+        "traces.sample_ratio=1",
+        "traces.endpoint=http://127.0.0.1:9/v1/traces",
+    ];
+    let args: Vec<_> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    let (node, mut lines, start) = Running::start(&[&free[..], &args].concat());
+    assert!(start.lines().all(|line| line.split(' ').nth(1) == Some("n1")), "{start}");
+    let mut client = Client::connect(addresses(&start).0).await;
+    client.ask(1, json!(["chat_message", "x"])).await;
+    let mut line = String::new();
+    while !line.contains("event=\"chat_message\"") {
+        line.clear();
+        assert!(lines.read_line(&mut line).expect("UTF-8") > 0, "it ended");
+    }
+    let mut words = line.split(' ').skip(1);
+    assert_eq!(words.next(), Some("n1"), "{line}");
+    let trace = words.next().expect("a trace");
+    assert!(trace.len() == 32 && trace.bytes().all(|byte| byte.is_ascii_hexdigit()), "{line}");
+    drop(node);
+}
+
+#[tokio::test]
 async fn who_does_not_read_the_log_does_not_stop_the_node() {
     let free = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
     let (node, lines, start) =
