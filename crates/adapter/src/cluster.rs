@@ -203,8 +203,8 @@ impl Inbound {
         }
     }
 
-    /// Waits until something has arrived. Returns how many messages are taken up, 128 at most; none once the bus has ended.
-    /// Dropping the future loses nothing.
+    /// Waits until something has arrived. Returns how many messages are taken up, 128 at most; none once the bus has
+    /// ended. Dropping the future loses nothing.
     pub async fn arrived(&mut self) -> usize {
         if self.messages.is_empty() {
             self.receiver.receive(&mut self.messages, MESSAGES_PER_TURN).await;

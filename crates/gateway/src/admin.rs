@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::ServiceExt;
 
-use crate::{config::Secret, health::Health, telemetry::LogFilter};
+use crate::{config::Secret, health::Health, net::ACCEPT_PAUSE, telemetry::LogFilter};
 
 /// The longest filter that is read.
 const FILTER_BYTES_MAX: usize = 4096;
@@ -35,9 +35,6 @@ const CONNECTIONS_MAX: usize = 64;
 
 /// For a request, from the connection to the end of the answer; there is one in each.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
-
-/// How long to wait after a failure to accept that would come back at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Clone)]
 pub(crate) struct Admin {
@@ -129,9 +126,8 @@ async fn ready(State(admin): State<Admin>) -> Response {
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
-    // Their gauges are as old as the last look at them.
+    // Its gauges, and those of what is stuck, are as old as the last look.
     admin.health.readiness();
-    admin.health.stuck();
     if let Some(log) = &admin.log {
         log.count();
     }

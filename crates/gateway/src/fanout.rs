@@ -128,7 +128,7 @@ impl<'a> Way<'a> {
     }
 
     fn serve(&mut self, to: &[Sid]) {
-        let sessions = Arc::clone(&self.fan_out.sessions);
+        let FanOut { sessions, .. } = self.fan_out;
         let open = sessions.recipients(to);
         let packets = self.events.parcel.packets().len();
         self.delivered.count(Admission::Gone, ((to.len() - open.len()) * packets) as u64);

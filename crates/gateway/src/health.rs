@@ -1,7 +1,8 @@
 //! Whether the node is alive, and whether clients may be sent to it.
 //!
 //! Alive is what makes progress: the runtime runs tasks, and the stage, through which everything goes that clients get,
-//! delivers or waits. Who is not is better started anew. Ready is who may get clients; a node that is not may well be fine, and serves those it has.
+//! delivers or waits. Who is not is better started anew. Ready is who may get clients; a node that is not may well be
+//! fine, and serves those it has.
 
 use std::{
     future::poll_fn,

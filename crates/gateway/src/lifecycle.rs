@@ -139,35 +139,32 @@ impl Node {
             drain: shutdown.drain.clone(),
             log: self.telemetry.as_ref().map(Telemetry::log_filter),
         };
-        let Self { config, sessions, gate, stage, delivering, closer, peers, .. } = self;
+        let Self { config, sessions, gate, stage, mut delivering, mut closer, peers, .. } = self;
         let _watching = self._watching;
-        let accepting = AbortOnDropHandle::new(tokio::spawn(acceptor.run(listeners.public)));
+        let mut accepting = AbortOnDropHandle::new(tokio::spawn(acceptor.run(listeners.public)));
         let _admin = match listeners.admin {
             Some(listener) => Some(admin::serve(admin, listener).map_err(ServeError::Admin)?),
             None => None,
         };
 
-        let mut part_ends = pin!(async {
+        let mut part_ends = Box::pin(async {
             tokio::select! {
-                _ = accepting => "accepting connections",
-                _ = delivering => "delivering events",
-                _ = closer => "closing polling sessions",
+                _ = &mut accepting => ServeError::Ended("accepting connections"),
+                _ = &mut delivering => ServeError::Ended("delivering events"),
+                _ = &mut closer => ServeError::Ended("closing polling sessions"),
             }
         });
         let mut ended = tokio::select! {
             () = shutdown.drain.cancelled() => Ok(()),
             () = shutdown.hurry.cancelled() => Ok(()),
-            part = &mut part_ends => Err(ServeError::Ended(part)),
+            error = &mut part_ends => Err(error),
         };
         let deadline = Instant::now() + config.drain.deadline;
-        if ended.is_err() {
-            // Its clients get nothing here any more.
-            shutdown.hurry.cancel();
-        }
-        let leaving = async {
+        let told = ended.is_ok();
+        let mut leaving = pin!(async {
             // Unready from here on; but balancers take a while to notice, and send clients until then.
             gate.leave();
-            if !config.drain.delay.is_zero() {
+            if told && !config.drain.delay.is_zero() {
                 tracing::info!(delay = ?config.drain.delay, "unready, waiting for balancers to notice");
                 let delay = tokio::time::sleep(config.drain.delay);
                 shutdown.hurry.run_until_cancelled(delay).await;
@@ -175,25 +172,26 @@ impl Node {
             // Clients that poll still need new connections: accepting ends after the sessions do.
             gate.drain();
             drain(&sessions, &config.drain, deadline, &shutdown.hurry).await;
-        };
-        let mut leaving = pin!(leaving);
+        });
         tokio::select! {
             () = &mut leaving => {}
-            part = &mut part_ends, if ended.is_ok() => {
-                ended = Err(ServeError::Ended(part));
-                shutdown.hurry.cancel();
+            error = &mut part_ends, if told => {
+                ended = Err(error);
                 leaving.await;
             }
         }
+        // The parts themselves go on: what has been accepted is still to be delivered.
+        drop(part_ends);
         stop.cancel();
         connections.close();
         // What has not ended by then ends with the process.
         let _ = timeout_at(deadline - last_words(&config.drain) / 2, connections.wait()).await;
         // What was accepted from clients that have gone since is for the peers as well.
-        let delivered = timeout_at(deadline, stage.drained()).await;
-        if delivered.is_err() {
-            let events = self.metrics.stage_events.get();
-            tracing::warn!(events, "accepted events are lost: the deadline has come");
+        let delivered =
+            !delivering.is_finished() && timeout_at(deadline, stage.drained()).await.is_ok();
+        let events = self.metrics.stage_events.get();
+        if !delivered && events > 0 {
+            tracing::warn!(events, "accepted events are lost");
         }
         if let Some(PeersLink { link, .. }) = peers {
             link.close(deadline).await;
@@ -264,5 +262,49 @@ async fn close_in_batches(sessions: &Sessions, spread: Duration) {
         if sessions.count() == 0 {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(delay: Duration) -> Config {
+        let mut config = Config::embedded();
+        config.server.listen = ([127, 0, 0, 1], 0).into();
+        config.admin.listen = None;
+        config.drain = Drain { delay, spread: Duration::ZERO, deadline: Duration::from_secs(20) };
+        config
+    }
+
+    async fn serve(node: Node, shutdown: Shutdown) -> Result<(), ServeError> {
+        let listeners = Listeners::bind(&node.config).await.expect("a free port");
+        let served = node.serve(listeners, shutdown);
+        tokio::time::timeout(Duration::from_secs(20), served).await.expect("it ends")
+    }
+
+    #[tokio::test]
+    async fn a_part_that_ends_ends_the_node() {
+        let node = Node::new(config(Duration::from_secs(3600))).expect("valid");
+        node.closer.abort();
+        let shutdown = Shutdown::default();
+        let ended = serve(node, shutdown.clone()).await;
+        assert!(matches!(ended, Err(ServeError::Ended("closing polling sessions"))), "{ended:?}");
+        assert!(!shutdown.hurry.is_cancelled(), "nor are its clients closed at once");
+    }
+
+    #[tokio::test]
+    async fn a_part_that_ends_while_the_node_leaves_is_an_error() {
+        let node = Node::new(config(Duration::from_millis(100))).expect("valid");
+        let (gate, part) = (Arc::clone(&node.gate), node.delivering.abort_handle());
+        let shutdown = Shutdown::default();
+        shutdown.drain.cancel();
+        let serving = tokio::spawn(serve(node, shutdown));
+        while !gate.is_leaving() {
+            tokio::task::yield_now().await;
+        }
+        part.abort();
+        let ended = serving.await.expect("no panic");
+        assert!(matches!(ended, Err(ServeError::Ended("delivering events"))), "{ended:?}");
     }
 }
