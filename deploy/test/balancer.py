@@ -17,6 +17,8 @@ CONFIG = Path(__file__).resolve().parents[1] / "haproxy/haproxy.cfg"
 NO_ERROR, SERVER_FAILURE, NO_SUCH_NAME, REFUSED = 0, 2, 3, 5
 # HAProxy's own patience with a name server, where haproxy.cfg says nothing.
 DEFAULT_HOLD_S = 30
+# Requests of a few checks; each check asks for /healthz and /readyz.
+KNOWN_CHECKS = 4
 
 
 class NameServer(asyncio.DatagramProtocol):
@@ -25,6 +27,7 @@ class NameServer(asyncio.DatagramProtocol):
     def __init__(self, addresses):
         self.addresses = addresses
         self.code = NO_ERROR
+        self.answered = 0
 
     def connection_made(self, transport):
         self.transport = transport
@@ -32,6 +35,7 @@ class NameServer(asyncio.DatagramProtocol):
     def datagram_received(self, query, client):
         if self.code is None:
             return
+        self.answered += 1
         end = query.index(b"\0", 12) + 5
         of_ipv4 = query[end - 4 : end - 2] == b"\0\1"
         answers = self.addresses if of_ipv4 and self.code == NO_ERROR else []
@@ -46,6 +50,7 @@ class Node:
     def __init__(self, address):
         self.address = address
         self.healthy = self.ready = True
+        self.checks = 0
         self.writers = set()
 
     async def start(self, clients, admin):
@@ -79,6 +84,7 @@ class Node:
     async def asked(self, reader, writer):
         try:
             path = (await reader.readuntil(b"\r\n\r\n")).split()[1]
+            self.checks += 1
             well = {b"/healthz": self.healthy, b"/readyz": self.ready}[path]
             writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % (200 if well else 503))
         except (OSError, asyncio.IncompleteReadError):
@@ -188,8 +194,12 @@ async def steps(names, one, two, public, clients, admin):
         return await reaches(one.address) and await reaches(two.address)
 
     await until(20, "both nodes have clients", both)
-    # Until both have been asked how they are: before that, what is not well would not be noticed as such.
-    await asyncio.sleep(2)
+
+    async def known():
+        return one.checks >= KNOWN_CHECKS and two.checks >= KNOWN_CHECKS
+
+    # Before that, what is not well would not be noticed as such.
+    await until(10, "both nodes have been asked how they are", known)
     sockets = await connected(public, 10)
     assert sorted(client.node for client in sockets) == [one.address] * 5 + [two.address] * 5, "not spread evenly"
 
@@ -197,7 +207,12 @@ async def steps(names, one, two, public, clients, admin):
     await asyncio.sleep(4)
     await all_alive(sockets, "an answer lacks a node for 4 s")
     names.addresses = [one.address, two.address]
-    await asyncio.sleep(2)
+    whole_from = names.answered + 2
+
+    async def whole():
+        return names.answered >= whole_from
+
+    await until(10, "the balancer has whole answers again", whole)
 
     names.code = None
     await asyncio.sleep(DEFAULT_HOLD_S + 5)
@@ -210,7 +225,11 @@ async def steps(names, one, two, public, clients, admin):
     names.code = NO_ERROR
 
     two.ready = False
-    await asyncio.sleep(3)
+
+    async def elsewhere():
+        return not await reaches(two.address)
+
+    await until(8, "new clients go to the node that is ready", elsewhere)
     await all_alive(sockets, "a node is not ready")
     newcomers = await connected(public, 6)
     assert {client.node for client in newcomers} == {one.address}, "a node that is not ready gets clients"
