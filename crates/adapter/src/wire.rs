@@ -18,12 +18,33 @@
 //!
 //! # Where text and JavaScript values differ
 //!
-//! * Numbers are JavaScript's: doubles. Integers beyond 2^53 arrive rounded, `1e400` as `null`, `-0` as `0`.
-//! * notepack writes only the lower 64 bits of larger integers; they are written as doubles here.
+//! * Numbers: see below.
 //! * Half a surrogate pair becomes U+FFFD. notepack does the same in long strings; in short ones it takes
 //!   the next character for the other half, or leaves bytes of uninitialized memory in the frame.
 //! * Keys keep the order of the text, where JavaScript puts integers first; of duplicate keys all are written,
 //!   and every reader keeps the last.
+//!
+//! # Numbers
+//!
+//! The sender's own node relays numbers as they came. Remote nodes print what MessagePack carried:
+//!
+//! | number in the JSON text | in the frame | printed by a remote node |
+//! |---|---|---|
+//! | integer from -2^63 to 2^64 - 1 | integer | the same digits |
+//! | `-0` | 32-bit float | `-0` |
+//! | with a fraction or exponent | 64-bit float | the shortest text of this double |
+//! | integer beyond 64 bits | 64-bit float | **rounded**: 2^64 is `18446744073709552000.0` |
+//! | more digits than a double holds | 64-bit float | **rounded** |
+//! | too large for a double: `1e400` | infinity | **`null`**, as on Node |
+//!
+//! So a client gets the same number on every Antiphon node, except in the bold rows. The text of a float
+//! always has a fraction or an exponent (`10.0`, `1000.0` for `1e3`, `-0.0`), because Python and Dart
+//! tell `10.0` from `10`. Node reads each of these frames as the nearest double.
+//!
+//! notepack writes a number without a fraction as an integer. A 64-bit float without one therefore comes
+//! from an author who means a float, or who has nothing else: a Go program that forwards parsed
+//! JSON sends `10` as a float, and it is printed as `10.0`. Of integers beyond 64 bits notepack writes the
+//! lower 64 bits, which are another number; nothing here does.
 
 mod broadcast;
 mod channels;

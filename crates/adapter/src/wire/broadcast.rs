@@ -167,7 +167,7 @@ pub(super) fn write_opts(
     }
     if let Some(ms) = flags.timeout_ms {
         msgpack::write_str(out, "timeout");
-        msgpack::write_number(out, ms as f64);
+        msgpack::write_unsigned(out, ms);
     }
     if let Some(traceparent) = &flags.traceparent {
         msgpack::write_str(out, "traceparent");

@@ -187,7 +187,6 @@ impl<'a> Transcoder<'a> {
         if leading_zero && digits > 1 {
             return Err(WireError::Syntax);
         }
-        let whole = &self.json[start..self.at];
         let mut is_whole = true;
         if self.peek() == Some(b'.') {
             self.at += 1;
@@ -200,12 +199,17 @@ impl<'a> Transcoder<'a> {
             self.digits()?;
             is_whole = false;
         }
-        // Fifteen digits are exact in a double, and need no conversion to one.
-        if is_whole && digits <= 15 {
-            msgpack::write_integer(self.out, whole.parse().map_err(|_| WireError::Syntax)?);
+        let written = &self.json[start..self.at];
+        if !is_whole {
+            msgpack::write_float(self.out, double(written)?);
+        } else if written == "-0" {
+            msgpack::write_negative_zero(self.out);
+        } else if let Ok(integer) = written.parse() {
+            msgpack::write_integer(self.out, integer);
+        } else if let Ok(integer) = written.parse() {
+            msgpack::write_unsigned(self.out, integer);
         } else {
-            let number = self.json[start..self.at].parse().map_err(|_| WireError::Syntax)?;
-            msgpack::write_number(self.out, number);
+            msgpack::write_float(self.out, double(written)?);
         }
         Ok(())
     }
@@ -341,6 +345,11 @@ impl<'a> Transcoder<'a> {
     }
 }
 
+/// The double that is nearest to a number; beyond all doubles, infinity.
+fn double(number: &str) -> Result<f64, WireError> {
+    number.parse().map_err(|_| WireError::Syntax)
+}
+
 impl Large {
     /// Writes the head into `buffer`, alone, and tells its size.
     fn head(&self, buffer: &mut Vec<u8>) -> usize {
@@ -391,18 +400,35 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_the_shortest_form() {
+    fn numbers_are_integers_or_doubles_as_they_are_written() {
         let check =
             |json, bytes: &[u8]| assert_eq!(write(json, &[]).as_deref(), Ok(bytes), "{json}");
-        check("-0", &[0]);
-        check("-0.0", &[0]);
-        check("1.0", &[1]);
-        check("1e2", &[100]);
-        check("12.8E1", &[0xcc, 128]);
-        check("-32", &[0xe0]);
-        check("9007199254740993", &[0xcf, 0, 0x20, 0, 0, 0, 0, 0, 0]);
-        check("1e400", &[0xcb, 0x7f, 0xf0, 0, 0, 0, 0, 0, 0]);
-        check("1e-400", &[0]);
+        let integers = [
+            ("0", &[0][..]),
+            ("-32", &[0xe0]),
+            ("9007199254740993", &[0xcf, 0, 0x20, 0, 0, 0, 0, 0, 1]),
+            ("9223372036854775807", &[0xcf, 127, 255, 255, 255, 255, 255, 255, 255]),
+            ("18446744073709551615", &[0xcf, 255, 255, 255, 255, 255, 255, 255, 255]),
+            ("-9223372036854775808", &[0xd3, 128, 0, 0, 0, 0, 0, 0, 0]),
+            ("-0", &[0xca, 0x80, 0, 0, 0]),
+        ];
+        integers.into_iter().for_each(|(json, bytes)| check(json, bytes));
+        let doubles = [
+            ("-0.0", -0.0),
+            ("10.0", 10.0),
+            ("1e2", 100.0),
+            ("12.8E1", 128.0),
+            ("0.1", 0.1),
+            ("1e-400", 0.0),
+            ("1e400", f64::INFINITY),
+            ("18446744073709551616", 18_446_744_073_709_551_616.0),
+            ("-9223372036854775809", -9_223_372_036_854_775_808.0),
+        ];
+        for (json, double) in doubles {
+            check(json, &[&[0xcb][..], &f64::to_be_bytes(double)].concat());
+        }
+        let long = "9".repeat(100_000);
+        check(&long, &[0xcb, 0x7f, 0xf0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -9,9 +9,6 @@ use super::WireError;
 /// Why writing markers cannot fail.
 const IN_MEMORY: &str = "a Vec takes all that is written to it";
 
-/// JavaScript's numbers hold every integer up to here.
-const EXACT_MAX: i64 = 1 << 53;
-
 /// One value, or the head of an array or a map whose content follows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Token<'a> {
@@ -19,9 +16,11 @@ pub(super) enum Token<'a> {
     /// JavaScript's `undefined`, as notepack 2 wrote it.
     Undefined,
     Bool(bool),
-    /// An integer that JavaScript can hold exactly.
     Integer(i64),
-    /// Any other number, as JavaScript would hold it.
+    /// An integer beyond `i64::MAX`.
+    Unsigned(u64),
+    /// JSON's `-0`. MessagePack has no such integer: it is written as a 32-bit float.
+    NegativeZero,
     Float(f64),
     /// A string, which should be UTF-8.
     Str(&'a [u8]),
@@ -57,12 +56,18 @@ impl<'a> Reader<'a> {
             Marker::U8 => Token::Integer(u8::from_be_bytes(self.bytes()?).into()),
             Marker::U16 => Token::Integer(u16::from_be_bytes(self.bytes()?).into()),
             Marker::U32 => Token::Integer(u32::from_be_bytes(self.bytes()?).into()),
-            Marker::U64 => unsigned(u64::from_be_bytes(self.bytes()?)),
+            Marker::U64 => {
+                let number = u64::from_be_bytes(self.bytes()?);
+                i64::try_from(number).map_or(Token::Unsigned(number), Token::Integer)
+            }
             Marker::I8 => Token::Integer(i8::from_be_bytes(self.bytes()?).into()),
             Marker::I16 => Token::Integer(i16::from_be_bytes(self.bytes()?).into()),
             Marker::I32 => Token::Integer(i32::from_be_bytes(self.bytes()?).into()),
-            Marker::I64 => signed(i64::from_be_bytes(self.bytes()?)),
-            Marker::F32 => Token::Float(f32::from_be_bytes(self.bytes()?).into()),
+            Marker::I64 => Token::Integer(i64::from_be_bytes(self.bytes()?)),
+            Marker::F32 => match f32::from_be_bytes(self.bytes()?) {
+                zero if zero == 0.0 && zero.is_sign_negative() => Token::NegativeZero,
+                number => Token::Float(number.into()),
+            },
             Marker::F64 => Token::Float(f64::from_be_bytes(self.bytes()?)),
             Marker::FixStr(size) => Token::Str(self.take(size.into())?),
             Marker::Str8 | Marker::Str16 | Marker::Str32 => {
@@ -174,27 +179,29 @@ impl<'a> Reader<'a> {
 }
 
 impl<'a> Token<'a> {
-    /// The string that JavaScript's `String()` makes of a simple value. Bytes that are no UTF-8 become
-    /// U+FFFD, as in Node.
+    /// The string that JavaScript's `String()` makes of a simple value. Numbers are doubles there,
+    /// and bytes that are no UTF-8 become U+FFFD.
     pub(super) fn to_text(self) -> Result<Cow<'a, str>, WireError> {
-        let mut out = String::new();
-        match self {
+        let number = match self {
             Token::Str(bytes) => return Ok(super::text::from_utf8(bytes)),
             Token::Nil => return Ok(Cow::Borrowed("null")),
             Token::Undefined => return Ok(Cow::Borrowed("undefined")),
             Token::Bool(true) => return Ok(Cow::Borrowed("true")),
             Token::Bool(false) => return Ok(Cow::Borrowed("false")),
-            Token::Integer(integer) => super::text::push_integer(&mut out, integer),
-            Token::Float(number) => out.push_str(ryu_js::Buffer::new().format(number)),
+            Token::Integer(integer) => integer as f64,
+            Token::Unsigned(integer) => integer as f64,
+            Token::NegativeZero => 0.0,
+            Token::Float(number) => number,
             _ => return Err(WireError::Shape),
-        }
-        Ok(Cow::Owned(out))
+        };
+        Ok(Cow::Owned(ryu_js::Buffer::new().format(number).to_owned()))
     }
 
     /// Whether JavaScript takes it for true.
     pub(super) fn is_truthy(self) -> bool {
         match self {
-            Token::Nil | Token::Undefined | Token::Bool(false) | Token::Integer(0) => false,
+            Token::Nil | Token::Undefined | Token::Bool(false) => false,
+            Token::Integer(0) | Token::NegativeZero => false,
             Token::Float(number) => number != 0.0 && !number.is_nan(),
             Token::Str(bytes) => !bytes.is_empty(),
             _ => true,
@@ -208,18 +215,6 @@ fn content(token: Token<'_>) -> u64 {
         Token::Array(size) => size.into(),
         Token::Map(size) => u64::from(size) * 2,
         _ => 0,
-    }
-}
-
-fn unsigned(number: u64) -> Token<'static> {
-    i64::try_from(number).map_or(Token::Float(number as f64), signed)
-}
-
-fn signed(number: i64) -> Token<'static> {
-    if (-EXACT_MAX..=EXACT_MAX).contains(&number) {
-        Token::Integer(number)
-    } else {
-        Token::Float(number as f64)
     }
 }
 
@@ -258,18 +253,19 @@ pub(super) fn write_integer(out: &mut Vec<u8>, number: i64) {
     encode::write_sint(out, number).expect(IN_MEMORY);
 }
 
-/// A number as notepack writes it: what has no fraction as an integer (and so -0 as 0), all else as a
-/// double. Integers that no 64 bits hold, of which notepack writes the lower 64 bits, are doubles here.
-pub(super) fn write_number(out: &mut Vec<u8>, number: f64) {
-    const END: f64 = 18_446_744_073_709_551_616.0;
-    const NEGATIVE_END: f64 = -9_223_372_036_854_775_808.0;
-    if number.fract() != 0.0 || !(NEGATIVE_END..END).contains(&number) {
-        encode::write_f64(out, number).expect(IN_MEMORY);
-    } else if number >= 0.0 {
-        encode::write_uint(out, number as u64).expect(IN_MEMORY);
-    } else {
-        encode::write_sint(out, number as i64).expect(IN_MEMORY);
-    }
+/// The same for integers without a sign.
+pub(super) fn write_unsigned(out: &mut Vec<u8>, number: u64) {
+    encode::write_uint(out, number).expect(IN_MEMORY);
+}
+
+/// [`Token::NegativeZero`], which notepack reads as `-0`.
+pub(super) fn write_negative_zero(out: &mut Vec<u8>) {
+    encode::write_f32(out, -0.0).expect(IN_MEMORY);
+}
+
+/// A number that has a fraction or an exponent in JSON, even if its value is an integer.
+pub(super) fn write_float(out: &mut Vec<u8>, number: f64) {
+    encode::write_f64(out, number).expect(IN_MEMORY);
 }
 
 #[cfg(test)]
@@ -304,28 +300,45 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_written_as_notepack_does_and_exactly() {
-        let check = |number: f64, first: u8, size: usize| {
+    fn integers_have_the_shortest_form_and_are_exact() {
+        let check = |number: i128, first: u8, size: usize| {
             let mut out = Vec::new();
-            write_number(&mut out, number);
+            match i64::try_from(number) {
+                Ok(number) => write_integer(&mut out, number),
+                Err(_) => write_unsigned(&mut out, number as u64),
+            }
             assert_eq!((out[0], out.len()), (first, size), "{number}");
             let read = match only(&out) {
-                Ok(Token::Integer(integer)) => integer as f64,
-                Ok(Token::Float(number)) => number,
+                Ok(Token::Integer(integer)) => i128::from(integer),
+                Ok(Token::Unsigned(integer)) => i128::from(integer),
                 other => panic!("{other:?}"),
             };
             assert_eq!(read, number);
         };
-        check(-0.0, 0, 1);
-        check(4_294_967_296.0, 0xcf, 9);
-        check(9_223_372_036_854_775_808.0, 0xcf, 9);
-        check(18_446_744_073_709_549_568.0, 0xcf, 9);
-        check(18_446_744_073_709_551_616.0, 0xcb, 9);
-        check(1e300, 0xcb, 9);
-        check(-9_223_372_036_854_775_808.0, 0xd3, 9);
-        check(-9_223_372_036_854_777_856.0, 0xcb, 9);
-        check(f64::INFINITY, 0xcb, 9);
-        check(-2_147_483_649.0, 0xd3, 9);
+        check(0, 0, 1);
+        check(-32, 0xe0, 1);
+        check(128, 0xcc, 2);
+        check(4_294_967_296, 0xcf, 9);
+        check((1 << 53) + 1, 0xcf, 9);
+        check(i64::MAX.into(), 0xcf, 9);
+        check(1 << 63, 0xcf, 9);
+        check(u64::MAX.into(), 0xcf, 9);
+        check(-2_147_483_649, 0xd3, 9);
+        check(i64::MIN.into(), 0xd3, 9);
+    }
+
+    #[test]
+    fn strings_of_numbers_are_those_of_javascript() {
+        let check = |token: Token<'_>, text| {
+            assert_eq!(token.to_text().as_deref(), Ok(text), "{token:?}");
+        };
+        check(Token::Integer(-5), "-5");
+        check(Token::Integer(9_007_199_254_740_993), "9007199254740992");
+        check(Token::Unsigned(u64::MAX), "18446744073709552000");
+        check(Token::NegativeZero, "0");
+        check(Token::Float(-0.0), "0");
+        check(Token::Float(10.0), "10");
+        check(Token::Float(f64::INFINITY), "Infinity");
     }
 
     #[test]

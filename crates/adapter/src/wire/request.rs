@@ -312,7 +312,7 @@ impl Read<'_> {
         let flags: ReadFlags<'_> = document::parse(flags.get())?;
         let flags = Flags {
             volatile: flags.volatile.is_some_and(is_true),
-            timeout_ms: flags.timeout.and_then(|timeout| timeout.get().parse().ok()),
+            timeout_ms: flags.timeout.and_then(milliseconds),
             traceparent: flags.traceparent.and_then(|text| document::simple_text(text).ok()),
         };
         Ok(Opts { rooms, except, flags })
@@ -321,6 +321,11 @@ impl Read<'_> {
 
 fn is_true(value: &RawValue) -> bool {
     value.get() == "true"
+}
+
+/// A duration, which authors without integers write as `1000.0`.
+fn milliseconds(value: &RawValue) -> Option<u64> {
+    document::simple_text(value).ok()?.parse().ok()
 }
 
 fn array(data: Option<&RawValue>) -> Result<String, WireError> {

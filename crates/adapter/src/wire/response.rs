@@ -48,7 +48,7 @@ pub enum Answer {
 /// A socket of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteSocket {
-    /// Node's have 20 characters, ours 16.
+    /// 20 characters, unless a Node server is told to make others.
     pub id: String,
     /// JSON; [`encode_handshake`] writes it.
     pub handshake: String,

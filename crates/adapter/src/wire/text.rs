@@ -45,18 +45,27 @@ pub(super) fn from_utf8(bytes: &[u8]) -> Cow<'_, str> {
     std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }
 
-/// Writes a number as `JSON.stringify` does: the shortest text that reads back the same, and `null` for what
-/// is not a number.
-pub(super) fn push_number(out: &mut String, number: f64) {
-    if number.is_finite() {
-        out.push_str(ryu_js::Buffer::new().format_finite(number));
-    } else {
+/// Writes the shortest text that reads back as the same double and is not an integer. NaN and infinity
+/// become `null`, as in `JSON.stringify`.
+pub(super) fn push_float(out: &mut String, number: f64) {
+    if !number.is_finite() {
         out.push_str("null");
+        return;
+    }
+    // ryu_js leaves the sign of zero out.
+    if number == 0.0 && number.is_sign_negative() {
+        out.push('-');
+    }
+    let mut buffer = ryu_js::Buffer::new();
+    let shortest = buffer.format_finite(number);
+    out.push_str(shortest);
+    if number.fract() == 0.0 && !shortest.contains('e') {
+        out.push_str(".0");
     }
 }
 
-/// Writes an integer that JavaScript can hold exactly.
-pub(super) fn push_integer(out: &mut String, integer: i64) {
+/// Writes an integer with all its digits.
+pub(super) fn push_integer(out: &mut String, integer: impl itoa::Integer) {
     out.push_str(itoa::Buffer::new().format(integer));
 }
 
@@ -160,16 +169,19 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_written_as_javascript_does() {
-        let check = |number, text: &str| {
+    fn floats_are_written_as_javascript_does_but_never_as_integers() {
+        let check = |number: f64, text: &str| {
             let mut out = String::new();
-            push_number(&mut out, number);
+            push_float(&mut out, number);
             assert_eq!(out, text);
+            let again = text.parse().map_or(true, |again: f64| again.to_bits() == number.to_bits());
+            assert!(again, "{text}");
         };
-        check(0.0, "0");
-        check(-0.0, "0");
+        check(0.0, "0.0");
+        check(-0.0, "-0.0");
+        check(10.0, "10.0");
         check(1e21, "1e+21");
-        check(1e20, "100000000000000000000");
+        check(1e20, "100000000000000000000.0");
         check(1e-7, "1e-7");
         check(1e-6, "0.000001");
         check(-1.5, "-1.5");

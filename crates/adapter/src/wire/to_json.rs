@@ -1,4 +1,5 @@
-//! MessagePack to the JSON text that Node would send to a client, and attachments.
+//! MessagePack to the JSON text that Node would send to a client, and attachments. Numbers are printed
+//! more exactly than Node prints them: see the documentation of `wire`.
 
 use std::collections::VecDeque;
 
@@ -34,7 +35,8 @@ pub(super) fn read_json(
     };
     let token = printer.reader.token()?;
     printer.value(token, depth)?;
-    // With attachments a client takes such an object for a placeholder, and closes its connection.
+    // With attachments, clients take such an object for a placeholder: JavaScript closes its connection at
+    // `true`, and Python, which takes any true value, receives nothing more.
     if printer.has_lookalike && !printer.attachments.is_empty() {
         return Err(WireError::Placeholder);
     }
@@ -62,7 +64,9 @@ impl Printer<'_, '_> {
             Token::Bool(true) => self.text.push_str("true"),
             Token::Bool(false) => self.text.push_str("false"),
             Token::Integer(integer) => text::push_integer(&mut self.text, integer),
-            Token::Float(number) => text::push_number(&mut self.text, number),
+            Token::Unsigned(integer) => text::push_integer(&mut self.text, integer),
+            Token::NegativeZero => self.text.push_str("-0"),
+            Token::Float(number) => text::push_float(&mut self.text, number),
             Token::Str(bytes) => text::push_string(&mut self.text, &text::from_utf8(bytes)),
             Token::Bin(bytes) => self.attachment(bytes)?,
             Token::Array(size) => {
@@ -75,7 +79,7 @@ impl Printer<'_, '_> {
             },
             Token::Ext(kind, bytes) => {
                 self.text.push('[');
-                text::push_integer(&mut self.text, kind.into());
+                text::push_integer(&mut self.text, kind);
                 self.text.push(',');
                 self.attachment(bytes)?;
                 self.text.push(']');
@@ -106,7 +110,8 @@ impl Printer<'_, '_> {
             if token == Token::Undefined {
                 continue; // As `JSON.stringify` does.
             }
-            self.has_lookalike |= key == "_placeholder" && token == Token::Bool(true);
+            self.has_lookalike |=
+                key == "_placeholder" && !matches!(token, Token::Nil | Token::Bool(false));
             if self.text.len() > start {
                 self.text.push(',');
             }
@@ -123,7 +128,7 @@ impl Printer<'_, '_> {
             return Err(WireError::TooManyAttachments);
         }
         self.text.push_str(PLACEHOLDER);
-        text::push_integer(&mut self.text, self.attachments.len() as i64);
+        text::push_integer(&mut self.text, self.attachments.len());
         self.text.push('}');
         self.attachments.push_back(self.frame.slice_ref(bytes));
         Ok(())
@@ -144,14 +149,27 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_printed_as_they_were_sent() {
+        let check = |bytes: &[u8], text: &str| {
+            assert_eq!(read(bytes).map(|read| read.0).as_deref(), Ok(text), "{bytes:02x?}");
+        };
+        check(&[0xcf, 255, 255, 255, 255, 255, 255, 255, 255], "18446744073709551615");
+        check(&[0xcf, 127, 255, 255, 255, 255, 255, 255, 255], "9223372036854775807");
+        check(&[0xd3, 128, 0, 0, 0, 0, 0, 0, 0], "-9223372036854775808");
+        check(&[0xd3, 0xff, 0xdf, 255, 255, 255, 255, 255, 255], "-9007199254740993");
+        check(&[0xca, 0x80, 0, 0, 0], "-0");
+        check(&[0xcb, 0x80, 0, 0, 0, 0, 0, 0, 0], "-0.0");
+        check(&[0xcb, 0x40, 0x24, 0, 0, 0, 0, 0, 0], "10.0");
+        check(&[0xca, 0x41, 0x20, 0, 0], "10.0");
+        check(&[0xca, 0x3d, 0xcc, 0xcc, 0xcd], "0.10000000149011612");
+        check(&[0xcb, 0x7f, 0xf0, 0, 0, 0, 0, 0, 0], "null");
+    }
+
+    #[test]
     fn values_are_printed_as_node_prints_them() {
         let check = |bytes: &[u8], text: &str| {
             assert_eq!(read(bytes).map(|read| read.0).as_deref(), Ok(text), "{bytes:02x?}");
         };
-        check(&[0xcb, 0x7f, 0xf0, 0, 0, 0, 0, 0, 0], "null");
-        check(&[0xca, 0x3d, 0xcc, 0xcc, 0xcd], "0.10000000149011612");
-        check(&[0xcf, 255, 255, 255, 255, 255, 255, 255, 255], "18446744073709552000");
-        check(&[0xd3, 0xff, 0xdf, 255, 255, 255, 255, 255, 255], "-9007199254740992");
         check(&[0xa2, 0xff, b'a'], "\"\u{fffd}a\"");
         check(&[0x92, 0xd4, 0, 0, 0xc0], "[null,null]");
         check(&[0x83, 0xa1, b'a', 0xd4, 0, 0, 1, 2, 0xc0, 0xc2], r#"{"1":2,"null":false}"#);
@@ -166,6 +184,10 @@ mod tests {
         check(&[0x91, 0x91, 0x91, 0x90], WireError::TooDeep);
         check(&[0x93, 0xc4, 0, 0xc4, 0, 0xc4, 0], WireError::TooManyAttachments);
         check(b"\x92\x81\xac_placeholder\xc3\xc4\x00", WireError::Placeholder);
+        check(b"\x92\xc4\x00\x81\xac_placeholder\x01", WireError::Placeholder);
+        check(b"\x92\xc4\x00\x81\xac_placeholder\x90", WireError::Placeholder);
+        assert!(read(b"\x92\xc4\x00\x81\xac_placeholder\xc2").is_ok());
+        assert!(read(b"\x92\xc4\x00\x81\xac_placeholder\xc0").is_ok());
         check(&[0x81, 0x90, 1], WireError::Shape);
         let lookalike = read(b"\x81\xac_placeholder\xc3").map(|read| read.0);
         assert_eq!(lookalike.as_deref(), Ok(r#"{"_placeholder":true}"#));

@@ -21,7 +21,11 @@ fn json(with_attachments: bool) -> impl Strategy<Value = String> {
         Just("{}".to_owned()).boxed()
     };
     let leaf = prop_oneof![
-        2 => prop::sample::select(vec!["null", "true", "false", "-0", "1e400", "1E+2", "0.10"])
+        2 => prop::sample::select(vec![
+            "null", "true", "false", "-0", "-0.0", "10.0", "1e400", "1E+2", "0.10",
+            "9223372036854775808", "18446744073709551615", "18446744073709551616",
+            "-9223372036854775808", "-9223372036854775809",
+        ])
             .prop_map(str::to_owned),
         2 => number(),
         3 => string(),
