@@ -1,442 +1,162 @@
-//! The adapter itself: whom packets are for, and what socketioxide may ask.
+//! socketioxide's adapter: what Rust handlers ask of a namespace.
+//!
+//! Handlers know sockets by their sessions at the engine ([`Sid`], 16 characters); the register and
+//! remote nodes know them by their public ids ([`SocketId`], 20 characters). Here they are
+//! translated.
 
 use std::{
     collections::HashSet,
-    future::Future,
-    hash::{BuildHasher, RandomState},
     pin::Pin,
-    sync::{Arc, OnceLock, Weak},
+    sync::{Arc, Weak},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::{StreamExt, future, stream};
+use futures_util::{
+    Stream, StreamExt,
+    stream::{FusedStream, SelectAll},
+};
+use serde::de::{DeserializeOwned, IntoDeserializer, value::StrDeserializer};
 use socketioxide_core::{
     Sid, Uid,
     adapter::{
-        BroadcastFlags, BroadcastOptions, CoreAdapter, CoreLocalAdapter, DefinedAdapter,
-        RemoteSocketData, Room, RoomParam, SocketEmitter,
-        errors::{AdapterError, BroadcastError, SocketError},
+        AckStreamItem, BroadcastFlags, BroadcastOptions, CoreAdapter, CoreLocalAdapter,
+        DefinedAdapter, RemoteSocketData, Room, RoomParam, SocketEmitter,
+        errors::{AdapterError, BroadcastError},
     },
     packet::Packet,
 };
 
-use tokio::time::{Instant, timeout_at};
-
 use crate::{
-    acks::{AckStream, LocalAcks, PeersAcks},
-    answers::{Asked, rooms_of},
-    cluster::{Cluster, Published, Shared},
-    delivery::{Admission, Batch, Delivered, Parcel, QueueError, Queues, Turns, payload_bytes},
-    peers::{Peers, RequestError},
-    trace,
-    wire::{Answer, Channels, Command, Flags, Opts, Targets, Whom},
+    acks::AckStream,
+    namespace::{EngineRooms, Namespace},
+    registry::Cluster,
+    remote::RequestError,
+    sink::DeliverySink,
+    socket_id::SocketId,
+    target::{Audience, Target},
 };
 
-/// One namespace, for whoever has packets for it.
-#[derive(Clone)]
-pub struct Namespace(pub(crate) Arc<dyn Local>);
-
-impl Namespace {
-    /// Delivers `packet` to everyone that `opts` selects, on every node, and says whether the peers get
-    /// it. Packets from one task arrive in the order in which that task awaited this.
-    pub async fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Published {
-        let mut batch = Batch::default();
-        let published = batch.broadcast(self, packet, opts, None).await;
-        batch.flush().await;
-        published
-    }
-
-    /// Sends `packet` to one socket of this node, in order with what is broadcast to it.
-    pub fn send(&self, sid: Sid, packet: Packet) {
-        self.0.send(sid, packet);
-    }
-
-    /// How many rooms sockets of this node are in. Goes over all of them, and keeps nobody waiting.
-    pub fn count_rooms(&self) -> usize {
-        self.0.count_rooms()
-    }
-
-    /// The engine's queues of its sockets on this node.
-    pub fn queues(&self) -> &dyn Queues {
-        &*self.0
-    }
-
-    /// Whether `sid` is a socket of this node, and in the namespace.
-    pub fn has(&self, sid: Sid) -> bool {
-        self.0.has(sid)
-    }
-
-    /// The rooms that `sid` is in.
-    pub fn rooms(&self, sid: Sid) -> HashSet<Room> {
-        self.0.rooms(sid)
-    }
-
-    /// The sockets that `opts` selects, on every node. socketioxide's own call leaves out those of Node.js
-    /// servers: their ids are longer than its type for them.
-    pub async fn sockets(&self, opts: BroadcastOptions) -> Result<Vec<Member>, RequestError> {
-        self.0.sockets(opts).await
-    }
-
-    /// How many nodes and servers share the namespace, this one included.
-    pub async fn server_count(&self) -> Result<usize, RequestError> {
-        self.0.server_count().await
-    }
-}
-
-/// A socket somewhere in the cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Of 16 characters, or of 20 if it is a Node.js server's.
-    pub id: String,
-    /// The rooms that it is in; the first is named by its id.
-    pub rooms: Vec<Room>,
-}
-
-/// [`ClusterAdapter`] without socketioxide's emitter in its type, which nobody else need know.
-pub(crate) trait Local: Queues {
-    /// To those meant who are on other nodes.
-    fn publish(&self, packet: &Packet, opts: &BroadcastOptions) -> Published;
-    /// To sockets of this node.
-    fn deliver(&self, packets: Vec<Packet>, volatile: bool, to: Vec<Sid>) -> Soon<'_, ()>;
-    /// To one of this node's sockets.
-    fn send(&self, sid: Sid, packet: Packet);
-    /// The same, asking for acknowledgements.
-    fn deliver_with_acks(
-        &self,
-        packet: Packet,
-        opts: BroadcastOptions,
-        timeout: Duration,
-    ) -> Soon<'_, Asked>;
-    /// Whom `opts` selects, on every node.
-    fn sockets(&self, opts: BroadcastOptions) -> Soon<'_, Result<Vec<Member>, RequestError>>;
-    /// With this node.
-    fn server_count(&self) -> Soon<'_, Result<usize, RequestError>>;
-    /// Whom `opts` selects, on this node.
-    fn members(&self, opts: BroadcastOptions) -> Vec<Sid>;
-    fn has(&self, sid: Sid) -> bool;
-    /// Whether anybody on this node may be in the room.
-    fn has_members(&self, room: &str) -> bool;
-    fn rooms(&self, sid: Sid) -> HashSet<Room>;
-    /// Without those that are sockets' ids.
-    fn count_rooms(&self) -> usize;
-    /// Every room on this node; each socket's id is one.
-    fn all_rooms(&self) -> Vec<Room>;
-    fn join(&self, sids: &[Sid], rooms: &[Room]);
-    fn leave(&self, sids: &[Sid], rooms: &[Room]);
-    /// Out of this namespace.
-    fn disconnect(&self, sid: Sid);
-}
-
-/// A future of a trait's method.
-pub type Soon<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+/// Follows the last 4 characters of a public id where socketioxide wants the id of a server. The
+/// first 16 stand where it wants the id of a socket.
+const PUBLIC_ID_MARKER: &str = "_public_id__";
 
 /// socketioxide's adapter for one namespace.
-pub struct ClusterAdapter<E> {
+pub struct ClusterAdapter<E, S: DeliverySink> {
     local: CoreLocalAdapter<E>,
-    channels: Arc<Channels>,
-    shared: Arc<Shared>,
-    // Itself, for parcels that are delivered by several tasks.
-    this: OnceLock<Weak<Self>>,
+    namespace: Arc<Namespace<S>>,
 }
 
-impl<E: SocketEmitter> ClusterAdapter<E> {
-    /// A parcel for sockets of this namespace; `None` only before there can be any.
-    fn parcel(&self, packets: Vec<Packet>, volatile: bool) -> Option<Parcel> {
-        let this = self.this.get()?.upgrade()?;
-        Some(Parcel::new(packets, volatile, this))
-    }
-
-    /// The peers, and whom of their sockets `opts` selects; none if it is about this node alone.
-    fn peers_for(&self, opts: &BroadcastOptions) -> Option<(&Arc<Peers>, Opts)> {
-        let peers = self.shared.peers.as_ref()?;
-        if opts.has_flag(BroadcastFlags::Local) {
-            return None;
+impl<E: SocketEmitter, S: DeliverySink> ClusterAdapter<E, S> {
+    /// Whom a handler means.
+    fn target(&self, opts: &BroadcastOptions) -> Target {
+        let volatile = opts.has_flag(BroadcastFlags::Volatile);
+        let local = opts.has_flag(BroadcastFlags::Local);
+        let broadcast = opts.has_flag(BroadcastFlags::Broadcast);
+        if opts.rooms.is_empty() && !broadcast {
+            let one = self.one_socket(opts).unwrap_or_else(Target::nobody);
+            return Target { volatile, local: local || one.local, ..one };
         }
-        let flags = Flags {
-            volatile: opts.has_flag(BroadcastFlags::Volatile),
-            traceparent: trace::current(),
-            ..Flags::default()
+        let to = match &*opts.rooms {
+            [] => Audience::Everyone,
+            rooms => Audience::Rooms(rooms.to_vec()),
         };
-        let sid = || opts.sid.map(|sid| Room::Owned(sid.to_string()));
-        if is_one_socket(opts) {
-            let elsewhere = self.is_elsewhere(opts);
-            let rooms = vec![sid().filter(|_| elsewhere)?];
-            return Some((peers, Opts { rooms, except: Vec::new(), flags }));
-        }
-        // As Node writes it: no rooms are everyone, and the sender is one of the exceptions.
-        let sender = sid().filter(|_| opts.has_flag(BroadcastFlags::Broadcast));
-        let except = opts.except.iter().cloned().chain(sender).collect();
-        Some((peers, Opts { rooms: opts.rooms.to_vec(), except, flags }))
+        let sender = opts.sid.filter(|_| broadcast);
+        let except_socket = sender.and_then(|sid| self.namespace.id_of_session(sid));
+        Target { to, except: opts.except.to_vec(), except_socket, volatile, local }
     }
 
-    /// Whether it is about a socket that was found on another node.
-    fn is_elsewhere(&self, opts: &BroadcastOptions) -> bool {
+    /// A socket of this node by its session, or one that [`CoreAdapter::fetch_sockets`] has found.
+    fn one_socket(&self, opts: &BroadcastOptions) -> Option<Target> {
+        let sid = opts.sid?;
+        match opts.server_id.filter(|_| self.is_remote(opts)) {
+            None => {
+                let id = self.namespace.id_of_session(sid)?;
+                Some(Target { local: true, ..Target::socket(id) })
+            }
+            Some(server) => join_public_id(sid, server).map(Target::socket),
+        }
+    }
+
+    fn is_remote(&self, opts: &BroadcastOptions) -> bool {
         opts.server_id.is_some_and(|server| server != self.local.server_id())
     }
 
-    /// Into rooms or out of them: here at once, and for the peers an order.
-    fn move_sockets(
-        &self,
-        opts: BroadcastOptions,
-        rooms: impl RoomParam,
-        here: impl Fn(&Self, &[Sid], &[Room]),
-        order: impl Fn(Whom, Vec<Room>) -> Command,
-    ) -> Result<(), RequestError> {
-        let rooms: Vec<Room> = rooms.into_room_iter().collect();
-        let orders = self.orders_for(&opts);
-        here(self, &self.recipients(opts), &rooms);
-        orders.map_or(Ok(()), |(peers, whom)| peers.order(&self.channels, order(whom, rooms)))
-    }
-
-    fn orders_for(&self, opts: &BroadcastOptions) -> Option<(&Arc<Peers>, Whom)> {
-        let (peers, Opts { rooms, except, .. }) = self.peers_for(opts)?;
-        Some((peers, Whom::Targets(Targets { rooms, except })))
-    }
-
-    /// What peers' sockets there are among those that `opts` selects.
-    async fn sockets_elsewhere(
-        &self,
-        opts: &BroadcastOptions,
-    ) -> Result<Vec<Member>, RequestError> {
-        let Some((peers, Opts { rooms, except, .. })) = self.peers_for(opts) else {
-            return Ok(Vec::new());
-        };
-        let targets = Targets { rooms, except };
-        let answers = peers.ask(&self.channels, Command::Fetch { targets }).await?;
-        let sockets = answers.into_iter().filter_map(|answer| match answer {
-            Answer::Sockets(sockets) => Some(sockets),
-            _ => None,
-        });
-        Ok(sockets.flatten().map(|one| Member { id: one.id, rooms: one.rooms }).collect())
-    }
-
-    /// Who is meant, on this node. In Node a socket is in a room named by its own id; here such a name
-    /// is taken for the socket itself, so that nobody has to keep a room for every socket.
-    fn recipients(&self, opts: BroadcastOptions) -> Vec<Sid> {
-        if is_one_socket(&opts) && self.is_elsewhere(&opts) {
+    /// The sessions whom a handler means, as far as there may be some that have no socket yet:
+    /// those of sockets that are on their way in.
+    fn expected_sessions(&self, opts: &BroadcastOptions) -> Vec<Sid> {
+        if !self.namespace.expects_engine() || self.is_remote(opts) {
             return Vec::new();
         }
-        let named = self.named(&opts.rooms);
-        let mut spared: HashSet<Sid> = self.named(&opts.except).into_iter().collect();
-        if named.is_empty() && spared.is_empty() {
-            return self.local.sockets(opts);
-        }
-        if !opts.except.is_empty() {
-            let mut except = BroadcastOptions::default();
-            except.rooms = opts.except.clone();
-            spared.extend(self.local.sockets(except));
-        }
-        spared.extend(opts.sid.filter(|_| opts.has_flag(BroadcastFlags::Broadcast)));
-        let mut seen = HashSet::new();
-        let all = self.local.sockets(opts).into_iter().chain(named);
-        all.filter(|sid| !spared.contains(sid) && seen.insert(*sid)).collect()
+        let named = |rooms: &[Room]| -> Vec<Sid> {
+            rooms.iter().filter_map(|room| room.parse().ok()).filter(|sid| self.has(*sid)).collect()
+        };
+        let mut except = named(&opts.except);
+        except.extend(opts.sid.filter(|_| opts.has_flag(BroadcastFlags::Broadcast)));
+        let found = self.local.sockets(opts.clone()).into_iter().chain(named(&opts.rooms));
+        let found: HashSet<Sid> = found.filter(|sid| !except.contains(sid)).collect();
+        found.into_iter().collect()
     }
 
-    /// Those of the rooms that are sockets of this namespace.
-    fn named(&self, rooms: &[Room]) -> Vec<Sid> {
-        rooms.iter().filter_map(|room| room.parse().ok()).filter(|sid| self.has(*sid)).collect()
-    }
-
-    /// To those on this node, asking for acknowledgements: how many are asked, and what they answer.
-    async fn ask_clients(
-        &self,
-        packet: Packet,
-        opts: BroadcastOptions,
-        timeout: Option<Duration>,
-    ) -> (u32, LocalAcks<E>) {
-        let volatile = opts.has_flag(BroadcastFlags::Volatile);
-        let bytes = payload_bytes(&packet);
-        let mut acks = LocalAcks::new(Arc::clone(&self.shared.recipients));
-        let mut asked = 0;
-        let mut delivered = Delivered::default();
-        let mut turns = Turns::new(bytes);
-        for sid in self.recipients(opts) {
-            turns.next().await;
-            let admission = self.shared.recipients.admit(sid, bytes, volatile);
-            if admission == Admission::Queue {
-                let one = BroadcastOptions::new(sid);
-                let (stream, count) = self.local.broadcast_with_ack(packet.clone(), one, timeout);
-                acks.push(stream);
-                asked += count;
-                self.shared.recipients.queued(sid, self);
-            }
-            delivered.count(admission, 1);
-        }
-        self.shared.recipients.delivered(&delivered);
-        (asked, acks)
-    }
-}
-
-/// Whether `opts` means a single socket, or nobody, rather than rooms or everyone.
-fn is_one_socket(opts: &BroadcastOptions) -> bool {
-    opts.rooms.is_empty() && !opts.has_flag(BroadcastFlags::Broadcast)
-}
-
-fn everyone() -> BroadcastOptions {
-    let mut opts = BroadcastOptions::default();
-    opts.add_flag(BroadcastFlags::Broadcast);
-    opts
-}
-
-/// socketioxide's own queues. Volatile packets go into them too: its slot for those keeps the newest of all
-/// senders and events, and does not keep their order with other packets.
-impl<E: SocketEmitter> Queues for ClusterAdapter<E> {
-    fn path(&self) -> &str {
-        self.local.path()
-    }
-
-    fn put(&self, sid: Sid, packet: Packet) -> Result<(), QueueError> {
-        // Sending to a socket that is not there is no error to the engine.
-        if !self.has(sid) {
-            return Err(QueueError::Gone);
-        }
-        self.local.broadcast(packet, BroadcastOptions::new(sid)).map_err(
-            |errors| match errors[..] {
-                [SocketError::InternalChannelFull] => QueueError::Full,
-                _ => QueueError::Gone,
-            },
-        )
-    }
-}
-
-impl<E: SocketEmitter> Local for ClusterAdapter<E> {
-    fn publish(&self, packet: &Packet, opts: &BroadcastOptions) -> Published {
-        let _span = self.shared.peers.as_ref().map(|_| trace::publishing().entered());
-        match self.peers_for(opts) {
-            None => Published::NotNeeded,
-            Some((peers, opts)) if peers.publish(&self.channels, packet, &opts) => Published::Yes,
-            Some(_) => Published::No,
-        }
-    }
-
-    fn deliver(&self, packets: Vec<Packet>, volatile: bool, to: Vec<Sid>) -> Soon<'_, ()> {
-        match self.parcel(packets, volatile).filter(|_| !to.is_empty()) {
-            Some(parcel) => self.shared.recipients.deliver(parcel, to),
-            None => Box::pin(future::ready(())),
-        }
-    }
-
-    fn send(&self, sid: Sid, packet: Packet) {
-        if let Some(parcel) = self.parcel(vec![packet], false) {
-            self.shared.recipients.send(parcel, sid);
-        }
-    }
-
-    fn deliver_with_acks(
-        &self,
-        packet: Packet,
-        opts: BroadcastOptions,
-        timeout: Duration,
-    ) -> Soon<'_, Asked> {
-        Box::pin(async move {
-            let (clients, mut acks) = self.ask_clients(packet, opts, Some(timeout)).await;
-            let acks = stream::poll_fn(move |context| acks.poll(context));
-            let answered = acks.filter_map(|(_, answer)| future::ready(answer.ok()));
-            Asked { clients, acks: Box::pin(answered) }
-        })
-    }
-
-    fn sockets(&self, opts: BroadcastOptions) -> Soon<'_, Result<Vec<Member>, RequestError>> {
-        Box::pin(async move {
-            let elsewhere = self.sockets_elsewhere(&opts).await?;
-            let here = self.members(opts).into_iter();
-            let here = here.map(|sid| Member { id: sid.to_string(), rooms: rooms_of(self, sid) });
-            Ok(here.chain(elsewhere).collect())
-        })
-    }
-
-    fn server_count(&self) -> Soon<'_, Result<usize, RequestError>> {
-        Box::pin(async move {
-            let Some(peers) = &self.shared.peers else { return Ok(1) };
-            Ok(peers.number(&self.channels).await? + 1)
-        })
-    }
-
-    fn members(&self, opts: BroadcastOptions) -> Vec<Sid> {
-        self.recipients(opts)
+    /// The same, without those that have a socket.
+    fn sessions_without_socket(&self, opts: &BroadcastOptions) -> Vec<Sid> {
+        let mut sessions = self.expected_sessions(opts);
+        sessions.retain(|sid| self.namespace.id_of_session(*sid).is_none());
+        sessions
     }
 
     fn has(&self, sid: Sid) -> bool {
         !self.local.fetch_sockets(BroadcastOptions::new(sid)).is_empty()
     }
+}
 
-    fn has_members(&self, room: &str) -> bool {
+impl<E: SocketEmitter, S: DeliverySink> EngineRooms for ClusterAdapter<E, S> {
+    fn members(&self, rooms: &[Room]) -> Vec<Sid> {
         let mut opts = BroadcastOptions::default();
-        opts.rooms.push(room.to_owned().into());
-        room.parse().is_ok_and(|sid| self.has(sid)) || !self.local.sockets(opts).is_empty()
+        opts.rooms = rooms.into();
+        self.local.sockets(opts)
     }
 
     fn rooms(&self, sid: Sid) -> HashSet<Room> {
         self.local.socket_rooms(sid)
     }
 
-    /// Socket by socket. The adapter's own call for it keeps the locks that joins and leaves need for as long as it
-    /// takes to copy the name of every room of every socket, and who looks for recipients waits behind the join that
-    /// waits. Here the longest time under a lock is a list of ids, and then one socket's rooms. What sockets join or
-    /// leave meanwhile may be counted or not. Cost: 10 to 20 bytes a room while it counts; two names with one hash count
-    /// once, which among a million rooms happens once in 30 million times.
-    fn count_rooms(&self) -> usize {
-        let names = RandomState::new();
-        let mut rooms: HashSet<u64> = HashSet::new();
-        for sid in self.local.sockets(everyone()) {
-            rooms.extend(self.local.socket_rooms(sid).iter().map(|room| names.hash_one(room)));
+    fn join(&self, sid: Sid, rooms: &[Room]) -> bool {
+        self.local.add_all(sid, rooms.to_vec());
+        // The session may have ended in the meantime. The engine removes it before it clears its
+        // rooms: either that clears these too, or this sees that it has ended.
+        let here = self.has(sid);
+        if !here {
+            self.local.del_all(sid);
         }
-        rooms.len()
+        here
     }
 
-    fn all_rooms(&self) -> Vec<Room> {
-        let sids = self.local.sockets(everyone()).into_iter();
-        let named = sids.map(|sid| Room::Owned(sid.to_string()));
-        self.local.rooms(everyone()).into_iter().chain(named).collect()
-    }
-
-    fn join(&self, sids: &[Sid], rooms: &[Room]) {
-        for sid in sids {
-            self.local.add_all(*sid, rooms.to_vec());
-            // It may have left in the meantime. Leaving removes the socket before it clears the rooms: either
-            // that clears these too, or this sees that it has left.
-            if !self.has(*sid) {
-                self.local.del_all(*sid);
-            }
-        }
-    }
-
-    fn leave(&self, sids: &[Sid], rooms: &[Room]) {
-        sids.iter().for_each(|sid| self.local.del(*sid, rooms.to_vec()));
-    }
-
-    fn disconnect(&self, sid: Sid) {
-        let outcome = self.local.disconnect_socket(BroadcastOptions::new(sid));
-        // Without the packet the client would never know: it gets the connection's end instead.
-        if outcome.is_err_and(|errors| matches!(errors[..], [SocketError::InternalChannelFull])) {
-            self.shared.recipients.queue_full(sid);
-        }
+    fn leave(&self, sid: Sid, room: &str) {
+        self.local.del(sid, room.to_owned());
     }
 }
 
-impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
+impl<E: SocketEmitter, S: DeliverySink> CoreAdapter<E> for ClusterAdapter<E, S> {
     type Error = RequestError;
-    type State = Cluster;
-    type AckStream = AckStream<E>;
+    type State = Cluster<S>;
+    type AckStream = HandlerAcks<E, S>;
     type InitRes = ();
 
-    fn new(state: &Cluster, local: CoreLocalAdapter<E>) -> Self {
-        let shared = state.shared();
-        let channels = Arc::new(shared.channels(local.path()));
-        Self { local, channels, shared, this: OnceLock::new() }
+    fn new(state: &Cluster<S>, local: CoreLocalAdapter<E>) -> Self {
+        let namespace = state.create(local.path());
+        Self { local, namespace }
     }
 
     fn init(self: Arc<Self>, on_success: impl FnOnce() + Send + 'static) {
-        let path = self.local.path().to_string();
-        let first = self.this.set(Arc::downgrade(&self));
-        debug_assert!(first.is_ok(), "an adapter is initialised once");
-        let adapter: Arc<dyn Local> = Arc::clone(&self) as Arc<dyn Local>;
-        self.shared.register(path, Arc::clone(&self.channels), Arc::downgrade(&adapter));
+        let rooms: Arc<dyn EngineRooms> = Arc::clone(&self) as Arc<dyn EngineRooms>;
+        let rooms: Weak<dyn EngineRooms> = Arc::downgrade(&rooms);
+        self.namespace.attach_engine(rooms);
         on_success();
     }
 
     async fn server_count(&self) -> Result<u16, Self::Error> {
-        Ok(u16::try_from(Local::server_count(self).await?).unwrap_or(u16::MAX))
+        Ok(u16::try_from(self.namespace.server_count().await?).unwrap_or(u16::MAX))
     }
 
     async fn broadcast(
@@ -444,11 +164,21 @@ impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
         packet: Packet,
         opts: BroadcastOptions,
     ) -> Result<(), BroadcastError> {
-        // Neither a full queue nor a bus that is down is an error here: both have been dealt with. The peers
-        // first: what the bus does with it takes time that delivery here can use.
-        self.publish(&packet, &opts);
-        let volatile = opts.has_flag(BroadcastFlags::Volatile);
-        self.deliver(vec![packet], volatile, self.recipients(opts)).await;
+        let target = self.target(&opts);
+        // A bus that is down is no error here: it is counted. Remote nodes come first, as the bus
+        // can work while this node delivers.
+        self.namespace.publish(&packet, &target);
+        let expected = self.expected_sessions(&opts);
+        let (to, expected) =
+            self.namespace.select_apart(&target, expected, |one| one.connection.clone());
+        for sid in expected {
+            let sent = self.local.broadcast(packet.clone(), BroadcastOptions::new(sid));
+            if sent.is_err() {
+                // Only a handler that fills the queue before its client is connected sees this.
+                tracing::warn!(namespace = self.namespace.path(), "an engine's queue is full");
+            }
+        }
+        self.namespace.deliver(vec![packet], target.volatile, to).await;
         Ok(())
     }
 
@@ -459,18 +189,16 @@ impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
         timeout: Option<Duration>,
     ) -> Result<Self::AckStream, Self::Error> {
         let timeout = timeout.unwrap_or(self.local.ack_timeout());
-        let asked = self.peers_for(&opts).map(|(peers, mut opts)| {
-            opts.flags.timeout_ms = Some(timeout.as_millis() as u64);
-            (peers, peers.ask_clients(&self.channels, packet.clone(), opts))
+        let (target, expected) = (self.target(&opts), self.expected_sessions(&opts));
+        let (acks, expected) = self
+            .namespace
+            .broadcast_with_ack_apart(packet.clone(), target, expected, timeout)
+            .await;
+        let engine = expected.into_iter().map(|sid| {
+            let one = BroadcastOptions::new(sid);
+            Box::pin(self.local.broadcast_with_ack(packet.clone(), one, Some(timeout)).0)
         });
-        let deadline = Instant::now() + timeout;
-        let (_, here) = self.ask_clients(packet, opts, Some(timeout)).await;
-        let Some((peers, question)) = asked else { return Ok(AckStream::new(here, None)) };
-        // What keeps it from the peers keeps it from nobody here, and shows among the answers.
-        let number = timeout_at(deadline, peers.number(&self.channels)).await;
-        let number = number.ok().and_then(Result::ok);
-        let elsewhere = PeersAcks::new(question.ok(), Arc::clone(peers), number, deadline);
-        Ok(AckStream::new(here, Some(elsewhere)))
+        Ok(HandlerAcks { namespace: Arc::clone(&self.namespace), acks, engine: engine.collect() })
     }
 
     async fn add_sockets(
@@ -478,7 +206,11 @@ impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
         opts: BroadcastOptions,
         rooms: impl RoomParam,
     ) -> Result<(), Self::Error> {
-        self.move_sockets(opts, rooms, Self::join, |whom, rooms| Command::Join { whom, rooms })
+        let rooms: Vec<Room> = rooms.into_room_iter().collect();
+        for sid in self.sessions_without_socket(&opts) {
+            self.local.add_all(sid, rooms.clone());
+        }
+        self.namespace.sockets_join(&self.target(&opts), rooms)
     }
 
     async fn del_sockets(
@@ -486,53 +218,53 @@ impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
         opts: BroadcastOptions,
         rooms: impl RoomParam,
     ) -> Result<(), Self::Error> {
-        self.move_sockets(opts, rooms, Self::leave, |whom, rooms| Command::Leave { whom, rooms })
+        let rooms: Vec<Room> = rooms.into_room_iter().collect();
+        for sid in self.sessions_without_socket(&opts) {
+            self.local.del(sid, rooms.clone());
+        }
+        self.namespace.sockets_leave(&self.target(&opts), rooms)
     }
 
     async fn disconnect_socket(&self, opts: BroadcastOptions) -> Result<(), BroadcastError> {
-        let order = self.orders_for(&opts);
-        self.recipients(opts).into_iter().for_each(|sid| self.disconnect(sid));
-        let Some((peers, whom)) = order else { return Ok(()) };
-        let ordered = peers.order(&self.channels, Command::Disconnect { whom, close: false });
-        ordered.map_err(|error| AdapterError::from(error).into())
+        for sid in self.sessions_without_socket(&opts) {
+            self.local.disconnect_socket(BroadcastOptions::new(sid))?;
+        }
+        let done = self.namespace.disconnect_sockets(&self.target(&opts), false);
+        done.map_err(|error| AdapterError::from(error).into())
     }
 
-    /// The rooms of the sockets that `opts` selects, everywhere. Each socket's id is one, as in Node.
+    /// The rooms of the sockets that `opts` selects, on every node. Each socket's public id is one.
     async fn rooms(&self, opts: BroadcastOptions) -> Result<Vec<Room>, Self::Error> {
-        let all = opts == everyone();
-        let mut rooms: HashSet<Room> = HashSet::new();
-        match self.peers_for(&opts) {
-            Some((peers, _)) if all => {
-                for answer in peers.ask(&self.channels, Command::AllRooms).await? {
-                    if let Answer::Rooms(theirs) = answer {
-                        rooms.extend(theirs);
-                    }
-                }
-            }
-            Some(_) => {
-                let members = self.sockets_elsewhere(&opts).await?;
-                rooms.extend(members.into_iter().flat_map(|member| member.rooms));
-            }
-            None => {}
+        let mut rooms = self.namespace.rooms_of_target(&self.target(&opts)).await?;
+        for sid in self.sessions_without_socket(&opts) {
+            rooms.extend(self.local.socket_rooms(sid));
         }
-        let here = self.recipients(opts);
-        rooms.extend(here.into_iter().flat_map(|sid| rooms_of(self, sid)));
         Ok(rooms.into_iter().collect())
     }
 
-    /// Sockets of peers have [`Uid::ZERO`] for their server, as peers do not say who they are; those of Node.js
-    /// servers are left out ([`Namespace::sockets`] has them).
+    /// Sockets of this node have their session's id. For others, the public id is split between
+    /// both fields, and is put together again when something is sent to the socket. Sockets of Node
+    /// servers that make ids of another length are left out: [`Namespace::sockets`] has them.
     async fn fetch_sockets(
         &self,
         opts: BroadcastOptions,
     ) -> Result<Vec<RemoteSocketData>, Self::Error> {
-        let elsewhere = self.sockets_elsewhere(&opts).await?.into_iter();
-        let ids = elsewhere.filter_map(|member| member.id.parse().ok());
+        let target = self.target(&opts);
+        let remote = self.namespace.remote_sockets(&target).await?;
+        let expected = self.expected_sessions(&opts);
+        let (local, expected) =
+            self.namespace.select_apart(&target, expected, |one| (one.id, one.engine()));
+        let server = self.local.server_id();
+        let remote =
+            remote.into_iter().filter_map(|member| split_public_id(member.id.parse().ok()?));
+        let local = local.into_iter().filter_map(|(id, session)| match session {
+            Some(sid) => Some((sid, server)),
+            None => split_public_id(id),
+        });
+        let expected = expected.into_iter().filter(|sid| self.has(*sid)).map(|sid| (sid, server));
         let ns = self.local.path();
-        let elsewhere = ids.map(|id| RemoteSocketData { id, server_id: Uid::ZERO, ns: ns.clone() });
-        let here = self.recipients(opts).into_iter();
-        let here = here.flat_map(|sid| self.local.fetch_sockets(BroadcastOptions::new(sid)));
-        Ok(here.chain(elsewhere).collect())
+        let data = |(id, server_id)| RemoteSocketData { id, server_id, ns: ns.clone() };
+        Ok(local.chain(expected).chain(remote).map(data).collect())
     }
 
     fn get_local(&self) -> &CoreLocalAdapter<E> {
@@ -540,4 +272,68 @@ impl<E: SocketEmitter> CoreAdapter<E> for ClusterAdapter<E> {
     }
 }
 
-impl<E> DefinedAdapter for ClusterAdapter<E> {}
+impl<E, S: DeliverySink> DefinedAdapter for ClusterAdapter<E, S> {}
+
+fn split_public_id(id: SocketId) -> Option<(Sid, Uid)> {
+    let (head, tail) = id.as_str().split_at(16);
+    Some((head.parse().ok()?, format!("{tail}{PUBLIC_ID_MARKER}").parse().ok()?))
+}
+
+fn join_public_id(head: Sid, tail: Uid) -> Option<SocketId> {
+    let tail = tail.as_str().strip_suffix(PUBLIC_ID_MARKER)?;
+    format!("{head}{tail}").parse().ok()
+}
+
+/// Acknowledgements of the whole cluster, for a Rust handler.
+///
+/// Those of remote nodes' clients come from [`Sid::ZERO`], as their ids do not travel.
+pub struct HandlerAcks<E: SocketEmitter, S: DeliverySink> {
+    namespace: Arc<Namespace<S>>,
+    acks: AckStream,
+    // Of sockets that were on their way in.
+    engine: SelectAll<Pin<Box<E::AckStream>>>,
+}
+
+/// socketioxide's `AckError::Timeout`, of which an adapter knows only how it is serialized.
+fn timed_out<E: DeserializeOwned>() -> Option<E> {
+    let name: StrDeserializer<'_, serde::de::value::Error> = "Timeout".into_deserializer();
+    E::deserialize(name).ok()
+}
+
+impl<E: SocketEmitter, S: DeliverySink> HandlerAcks<E, S> {
+    /// As handlers know the socket. One that has left is known by the first part of its public id.
+    fn sid(&self, id: Option<SocketId>) -> Sid {
+        let sid = id.and_then(|id| {
+            self.namespace.session_of(id).or_else(|| split_public_id(id).map(|(head, _)| head))
+        });
+        sid.unwrap_or(Sid::ZERO)
+    }
+}
+
+impl<E: SocketEmitter, S: DeliverySink> Stream for HandlerAcks<E, S> {
+    type Item = AckStreamItem<E::AckError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Poll::Ready(Some(item)) = self.engine.poll_next_unpin(context) {
+            return Poll::Ready(Some(item));
+        }
+        while let Poll::Ready(next) = self.acks.poll_next_unpin(context) {
+            let Some((id, result)) = next else {
+                // Not before those of the engine have ended as well.
+                let ended = self.engine.is_empty();
+                return if ended { Poll::Ready(None) } else { Poll::Pending };
+            };
+            let result = result.map_or_else(|_| timed_out().map(Err), |value| Some(Ok(value)));
+            if let Some(result) = result {
+                return Poll::Ready(Some((self.sid(id), result)));
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl<E: SocketEmitter, S: DeliverySink> FusedStream for HandlerAcks<E, S> {
+    fn is_terminated(&self) -> bool {
+        self.engine.is_empty() && self.acks.is_terminated()
+    }
+}

@@ -1,48 +1,59 @@
-//! Who gets a broadcast, and how it reaches them.
-//!
-//! socketioxide asks an adapter for everything that concerns more than one socket. This one keeps
-//! to the promise that an accepted event reaches every connected recipient, *or* that recipient is
-//! closed for a reason that is counted: socketioxide's own broadcast puts a packet into each
-//! recipient's bounded queue and, where a queue is full, reports an error without saying whose. The
-//! packet is gone and the client stays connected. Here every recipient is served by itself, so that
-//! a full queue has a name, and so that what waits
-//! for each is bounded in bytes as well ([`Recipients`]).
+//! One node's part in the cluster: the sockets and rooms of its namespaces, who gets a broadcast,
+//! and what nodes tell each other.
 //!
 //! # How it works
 //!
-//! One [`ClusterAdapter`] exists for each namespace; socketioxide makes them. [`Cluster`] is what
-//! they share, and where the gateway finds them by path, to hand over packets whose arguments are
-//! still the JSON text that came in: socketioxide's own `emit` would print them anew.
+//! A [`Cluster`] has a [`Namespace`] for each path. A namespace has a register of its sockets and
+//! rooms on this node. A packet goes to a [`Target`]: the register yields the connections of the
+//! recipients, and the gateway writes to them ([`DeliverySink`]). [`Batch`] makes one batch of
+//! neighbours with the same target. The adapter counts no deliveries: only the sink knows what
+//! became of them.
 //!
-//! A broadcast is delivered in the order in which it is asked for, by the task that asks. It yields
-//! every few hundred recipients, sooner for large packets, so that the tasks which write to the recipients' sockets
-//! get their turn and queues stay short while the processor is the bottleneck.
+//! A packet keeps its arguments as the JSON text that came in. It is delivered in the order in
+//! which it is asked for, by the task that asks.
 //!
 //! # Between nodes
 //!
-//! Nodes and Node.js servers with `@socket.io/redis-adapter` share one Redis: [`bus`] moves bytes through
-//! its pub/sub channels, [`wire`] is what the bytes mean. A broadcast is published and delivered here; a bus
-//! that is down never keeps it from this node's own sockets ([`Published`]). Delivery between nodes is
-//! at most once.
+//! Nodes and Node.js servers with `@socket.io/redis-adapter` share one Redis: [`bus`] moves bytes
+//! through its pub/sub channels, [`wire`] is what the bytes mean. A broadcast is published and
+//! delivered here. A bus that is down never keeps it from this node's own sockets ([`Published`]).
+//! Delivery between nodes is at most once.
 //!
-//! What nodes ask of one another (who is in a room; join these sockets; an event that clients acknowledge) is
-//! published to all: every node that hears it must answer, and who asked waits until all that Redis counts
-//! have, or a few seconds are over. Peers' questions are answered as Node answers them; this node asks through
-//! socketioxide's own calls, and [`Namespace`].
+//! Requests (who is in a room; join these sockets; an event that clients acknowledge) are published
+//! to all nodes. Every node that hears a request must respond; the requester waits until all that
+//! Redis counts have responded, or for a few seconds. [`Inbound`] is what arrives.
+//!
+//! # Rust handlers
+//!
+//! [`ClusterAdapter`] is socketioxide's adapter on top of a namespace. Handlers join and leave
+//! rooms without telling the adapter, in a table of socketioxide's. So the rooms of a socket that
+//! has a session at the engine are kept there and only there, those of all others in the register.
+//! Each target looks into both.
 
 mod acks;
 mod adapter;
-mod answers;
+mod batcher;
 pub mod bus;
-mod cluster;
-mod complaints;
-mod delivery;
-mod peers;
+mod inbound;
+mod log_throttle;
+mod namespace;
+mod register;
+mod registry;
+mod remote;
+mod requests;
+mod sink;
+mod socket_id;
+mod target;
 mod trace;
 pub mod wire;
 
-pub use acks::AckStream;
-pub use adapter::{ClusterAdapter, Member, Namespace, Soon};
-pub use cluster::{Cluster, Inbound, Published, subscriptions};
-pub use delivery::{Admission, Batch, Delivered, Parcel, QueueError, Queues, Recipients};
-pub use peers::{PeerSettings, RequestError};
+pub use acks::{AckStream, AckTimeoutError, Acknowledgement, FIRST_ACK_ID};
+pub use adapter::{ClusterAdapter, HandlerAcks};
+pub use batcher::Batch;
+pub use inbound::Inbound;
+pub use namespace::{ExpectedEngine, JoinResult, Member, Namespace, Published};
+pub use registry::{Cluster, subscriptions};
+pub use remote::{ClusterSettings, RequestError};
+pub use sink::{DeliverySink, PacketBatch, Soon};
+pub use socket_id::{SocketId, SocketIdError};
+pub use target::{Audience, Target};

@@ -1,8 +1,9 @@
-//! Traces, and how they cross nodes. What is recorded of an event: that it was published, that a node received it,
-//! and that it was fanned out, once for all recipients and for all events that go out together.
+//! Traces, and how they cross nodes. What is recorded of an event: that it was published, that a
+//! node received it, and that it was fanned out, once for all recipients and for all events that go
+//! out together.
 //!
-//! Between nodes goes the W3C `traceparent` (<https://www.w3.org/TR/trace-context/>) of the span in which a
-//! broadcast is published, among its flags. Node passes over it.
+//! Between nodes goes the W3C `traceparent` (<https://www.w3.org/TR/trace-context/>) of the span in
+//! which a broadcast is published, among its flags. Node passes over it.
 
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use tracing::Span;
@@ -13,8 +14,9 @@ pub(crate) fn publishing() -> Span {
     traced().map_or(Span::none(), |_| tracing::info_span!("publish"))
 }
 
-/// The span under way, if it is part of a trace that is recorded. One that is only logged, as an application's may be,
-/// is not: a span within it would begin a trace of its own, whatever the share of events that is to be traced.
+/// The span under way, if it is part of a trace that is recorded. One that is only logged, as an
+/// application's may be, is not: a span within it would begin a trace of its own, whatever the
+/// share of events that is to be traced.
 pub(crate) fn traced() -> Option<(Span, SpanContext)> {
     let span = Span::current();
     if span.is_disabled() {
@@ -41,7 +43,7 @@ pub(crate) fn current() -> Option<String> {
     Some(format!("00-{trace}-{id}-{:02x}", flags.to_u8()))
 }
 
-/// A span for what a peer published, in the peer's trace.
+/// A span for what a remote node published, in that node's trace.
 pub(crate) fn received(traceparent: &str) -> Span {
     let Some(parent) = parse(traceparent) else { return Span::none() };
     let span = tracing::info_span!("received from a peer");

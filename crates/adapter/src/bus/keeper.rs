@@ -6,7 +6,7 @@ use antiphon_metrics::bus::Connection;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::complaints::Complaints;
+use crate::log_throttle::LogThrottle;
 
 use super::{
     link::{Backoff, LinkError},
@@ -18,7 +18,7 @@ pub(super) struct Keeper {
     shared: Arc<Shared>,
     until: CancellationToken,
     backoff: Backoff,
-    complaints: Complaints,
+    throttle: LogThrottle,
     /// When the present or the last connection was made.
     connected: Option<Instant>,
     attempted: bool,
@@ -36,7 +36,7 @@ impl Keeper {
             shared: Arc::clone(shared),
             until,
             backoff: Backoff::new(&shared.settings),
-            complaints: Complaints::default(),
+            throttle: LogThrottle::default(),
             connected: None,
             attempted: false,
         }
@@ -76,12 +76,12 @@ impl Keeper {
 
     fn failed(&mut self, error: &LinkError) {
         self.shared.metrics.connect_failures_total.of(self.connection).inc();
-        if let Some(kept_back) = self.complaints.may() {
+        if let Some(suppressed) = self.throttle.admit() {
             let connection = self.connection.as_str();
             if let LinkError::Refused(_) = error {
-                tracing::error!(connection, %error, kept_back, "the bus is not let in, and tries again");
+                tracing::error!(connection, %error, suppressed, "the bus is not let in, and tries again");
             } else {
-                tracing::warn!(connection, %error, kept_back, "the bus cannot connect, and tries again");
+                tracing::warn!(connection, %error, suppressed, "the bus cannot connect, and tries again");
             }
         }
     }
@@ -91,19 +91,19 @@ impl Keeper {
         self.shared.metrics.connected.of(self.connection).set(0);
         let lasted = self.connected.map_or_else(Default::default, |since| since.elapsed());
         self.backoff.lasted(lasted);
-        if let Some(kept_back) = self.complaints.may() {
+        if let Some(suppressed) = self.throttle.admit() {
             let (connection, lasted_ms) = (self.connection.as_str(), lasted.as_millis());
             tracing::warn!(
-                connection, %error, messages, lasted_ms, kept_back, "the bus lost its connection"
+                connection, %error, messages, lasted_ms, suppressed, "the bus lost its connection"
             );
         }
     }
 
     /// The server refuses something on a connection that stays.
     pub(super) fn refused(&mut self, error: &LinkError) {
-        if let Some(kept_back) = self.complaints.may() {
+        if let Some(suppressed) = self.throttle.admit() {
             let connection = self.connection.as_str();
-            tracing::error!(connection, %error, kept_back, "the server refuses a subscription");
+            tracing::error!(connection, %error, suppressed, "the server refuses a subscription");
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::complaints::Complaints;
+use crate::log_throttle::LogThrottle;
 
 use super::{
     keeper::Keeper,
@@ -65,14 +65,14 @@ struct Session<'a, P> {
     // When an answer came last.
     moved: Instant,
     sealed: bool,
-    complaints: Complaints,
+    throttle: LogThrottle,
 }
 
 impl<'a, P: Publishing> Session<'a, P> {
     fn new(shared: &'a Shared, link: P) -> Self {
         let flying = VecDeque::with_capacity(FLYING_MAX);
         let moved = Instant::now();
-        Self { shared, link, flying, moved, sealed: false, complaints: Complaints::default() }
+        Self { shared, link, flying, moved, sealed: false, throttle: LogThrottle::default() }
     }
 
     /// Publishes until the link breaks, or until all is published after the bus has begun to close.
@@ -155,9 +155,9 @@ impl<'a, P: Publishing> Session<'a, P> {
         if message.probe.is_none() {
             self.shared.metrics.unpublished_total.of(Reason::Rejected).inc();
         }
-        if let Some(kept_back) = self.complaints.may() {
+        if let Some(suppressed) = self.throttle.admit() {
             let probe = message.probe.is_some();
-            tracing::error!(error, probe, kept_back, "the server refuses what the bus publishes");
+            tracing::error!(error, probe, suppressed, "the server refuses what the bus publishes");
         }
     }
 

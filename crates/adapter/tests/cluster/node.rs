@@ -1,26 +1,20 @@
-//! A node of a cluster, without clients and Redis.
+//! A node of a cluster, without a gateway and Redis.
 
 use std::{sync::Arc, time::Duration};
 
 use antiphon_adapter::{
-    Batch, Cluster, ClusterAdapter, Inbound, PeerSettings,
-    bus::{Bus, Settings, Status, memory::Link},
+    Batch, Cluster, ClusterSettings, Inbound, Namespace, Published, SocketId, Target,
+    bus::{Bus, Receiver, Settings, Status, memory::Link},
     subscriptions,
-    wire::{Channels, Handshake, Limits},
+    wire::{Channels, Limits},
 };
 use antiphon_metrics::{AdapterMetrics, BusMetrics, Registry};
 use bytes::Bytes;
-use socketioxide_core::{
-    Sid, Value,
-    adapter::{
-        BroadcastFlags, BroadcastOptions, CoreAdapter, CoreLocalAdapter, RemoteSocketData, Room,
-    },
-    packet::Packet,
-};
+use socketioxide_core::{Value, packet::Packet};
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::sockets::Sockets;
+use crate::clients::Clients;
 
 pub(crate) const PREFIX: &str = "socket.io";
 
@@ -35,9 +29,9 @@ pub(crate) fn channels(uid: &str) -> Channels {
 }
 
 pub(crate) struct Node {
-    pub(crate) adapter: Arc<ClusterAdapter<Sockets>>,
-    pub(crate) cluster: Cluster,
-    pub(crate) sockets: Sockets,
+    pub(crate) namespace: Arc<Namespace<Clients>>,
+    pub(crate) cluster: Cluster<Clients>,
+    pub(crate) clients: Arc<Clients>,
     pub(crate) metrics: Arc<AdapterMetrics>,
     pub(crate) bus: Bus,
     stop: CancellationToken,
@@ -45,7 +39,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Joins the cluster, and waits until it hears it.
+    /// Joins the cluster, and waits until it receives.
     pub(crate) async fn join(link: &Link, uid: &str) -> Self {
         Self::with(link, uid, |_| {}).await
     }
@@ -53,7 +47,7 @@ impl Node {
     pub(crate) async fn with(
         link: &Link,
         uid: &str,
-        change: impl FnOnce(&mut PeerSettings),
+        change: impl FnOnce(&mut ClusterSettings),
     ) -> Self {
         let (registry, stop) = (Registry::new(), CancellationToken::new());
         let bus_metrics = Arc::new(BusMetrics::register(&registry).expect("new"));
@@ -61,7 +55,7 @@ impl Node {
         let wanted = subscriptions(PREFIX, uid, ["/"]);
         let bus = Bus::memory(link, Settings::default(), wanted, bus_metrics, &stop);
         let (bus, receiver) = bus.expect("valid settings");
-        let mut settings = PeerSettings {
+        let mut settings = ClusterSettings {
             bus: bus.clone(),
             uid: uid.to_owned(),
             prefix: PREFIX.to_owned(),
@@ -72,30 +66,29 @@ impl Node {
             metrics: Arc::clone(&metrics),
         };
         change(&mut settings);
-        let sockets = Sockets::new();
-        let cluster = Cluster::among(Arc::new(sockets.clone()), settings);
-        let local = CoreLocalAdapter::new(sockets.clone());
-        let adapter = Arc::new(ClusterAdapter::new(&cluster, local));
-        Arc::clone(&adapter).init(|| {});
-        let inbound = cluster.inbound(receiver, |_, _| Some(handshake())).expect("it has peers");
+        let clients = Arc::new(Clients::default());
+        let cluster = Cluster::among(Arc::clone(&clients), settings);
+        let namespace = cluster.create("/");
+        clients.attach(&namespace);
+        let inbound = cluster.inbound(receiver).expect("it has remote nodes");
         let receiving = tokio::spawn(receive(inbound));
         let mut status = bus.status();
         status.wait_for(Status::ready).await.expect("it runs");
         let _receiving = AbortOnDropHandle::new(receiving);
-        Self { adapter, cluster, sockets, metrics, bus, stop, _receiving }
+        Self { namespace, cluster, clients, metrics, bus, stop, _receiving }
     }
 
     /// A socket, in rooms.
-    pub(crate) fn socket(&self, rooms: &[&'static str]) -> Sid {
-        let sid = self.sockets.connect();
-        self.adapter
-            .get_local()
-            .add_all(sid, rooms.iter().map(|&room| room.into()).collect::<Vec<Room>>());
-        sid
+    pub(crate) fn socket(&self, rooms: &[&str]) -> SocketId {
+        let id = self.clients.connect();
+        rooms.iter().for_each(|room| {
+            self.namespace.join(id, room);
+        });
+        id
     }
 
-    pub(crate) fn in_room(&self, sid: Sid, room: &str) -> bool {
-        self.adapter.get_local().socket_rooms(sid).contains(room)
+    pub(crate) fn received(&self, id: SocketId) -> Vec<String> {
+        self.clients.received(id)
     }
 
     /// The node dies, without a word.
@@ -103,8 +96,8 @@ impl Node {
         self.stop.cancel();
     }
 
-    pub(crate) async fn emit(&self, opts: BroadcastOptions, event: &'static str) {
-        self.adapter.broadcast(packet(event), opts).await.expect("never an error");
+    pub(crate) async fn emit(&self, target: Target, event: &'static str) -> Published {
+        self.namespace.broadcast(packet(event), &target).await
     }
 }
 
@@ -114,7 +107,7 @@ impl Drop for Node {
     }
 }
 
-async fn receive(mut inbound: Inbound) {
+async fn receive(mut inbound: Inbound<Clients>) {
     let mut batch = Batch::default();
     while inbound.arrived().await > 0 {
         inbound.carry_out(&mut batch).await;
@@ -127,39 +120,18 @@ pub(crate) fn packet(event: &'static str) -> Packet {
     Packet::event("/", Value::Str(format!("[\"{event}\"]").into(), None))
 }
 
-pub(crate) fn everyone() -> BroadcastOptions {
-    let mut opts = BroadcastOptions::default();
-    opts.add_flag(BroadcastFlags::Broadcast);
-    opts
+pub(crate) fn everyone() -> Target {
+    Target::everyone()
 }
 
-pub(crate) fn room(name: &'static str) -> BroadcastOptions {
-    let mut opts = everyone();
-    opts.rooms.push(name.into());
-    opts
-}
-
-pub(crate) fn found(socket: &RemoteSocketData) -> BroadcastOptions {
-    BroadcastOptions::new_remote(socket)
-}
-
-fn handshake() -> Handshake {
-    Handshake {
-        headers: vec![("user-agent".to_owned(), "x".repeat(500))],
-        issued_ms: 0,
-        address: "127.0.0.1".to_owned(),
-        xdomain: false,
-        secure: false,
-        url: "/socket.io/?EIO=4".to_owned(),
-        query: Vec::new(),
-        auth: "{}".to_owned(),
-    }
+pub(crate) fn room(name: &'static str) -> Target {
+    Target::room(name)
 }
 
 /// Somebody on the bus that is no node of ours.
 pub(crate) struct Stranger {
     pub(crate) bus: Bus,
-    pub(crate) receiver: antiphon_adapter::bus::Receiver,
+    pub(crate) receiver: Receiver,
     stop: CancellationToken,
 }
 
@@ -180,12 +152,17 @@ impl Stranger {
         self.bus.publish(channel, frame.into()).expect("the bus is up");
     }
 
-    /// The next frame, if it is text.
-    pub(crate) async fn next(&mut self) -> String {
+    /// The next frame.
+    pub(crate) async fn next_bytes(&mut self) -> Bytes {
         let mut messages = Vec::new();
         let received = timeout(REQUEST_TIMEOUT, self.receiver.receive(&mut messages, 1)).await;
         assert!(received.expect("a frame arrives"), "the bus has ended");
-        String::from_utf8_lossy(&messages[0].payload).into_owned()
+        messages.swap_remove(0).payload
+    }
+
+    /// The next frame, if it is text.
+    pub(crate) async fn next(&mut self) -> String {
+        String::from_utf8_lossy(&self.next_bytes().await).into_owned()
     }
 }
 

@@ -1,4 +1,4 @@
-//! A trace goes on at the peers.
+//! A trace goes on at remote nodes.
 
 use antiphon_adapter::{
     bus::memory::Hub,
@@ -10,8 +10,8 @@ use tracing::Instrument;
 use tracing_subscriber::{filter::FilterFn, prelude::*};
 
 use crate::{
-    node::{LIMITS, Node, Stranger, channels, everyone, packet},
-    sockets::settle,
+    clients::settle,
+    node::{LIMITS, Node, Stranger, channels, everyone},
 };
 
 #[tokio::test(start_paused = true)]
@@ -60,11 +60,10 @@ async fn a_span_that_is_only_logged_begins_no_trace() {
     let _guard = tracing::subscriber::set_default(subscriber);
     let hub = Hub::new();
     let a = Node::join(&hub.link(), "node_a").await;
-    let namespace = a.cluster.namespace("/").expect("it is there");
     a.socket(&[]);
     let applications = tracing::info_span!(target: "application", "order");
     assert!(!applications.is_disabled());
-    namespace.broadcast(packet("event"), everyone()).instrument(applications).await;
+    a.emit(everyone(), "event").instrument(applications).await;
     settle().await;
     assert!(exporter.get_finished_spans().unwrap().is_empty(), "nobody asked for one");
 }
@@ -75,8 +74,7 @@ async fn without_tracing_a_broadcast_has_no_flags() {
     let a = Node::join(&hub.link(), "node_a").await;
     let mut stranger = Stranger::join(&hub.link(), &[channels("").broadcast()]).await;
     a.emit(everyone(), "event").await;
-    let mut messages = Vec::new();
-    assert!(stranger.receiver.receive(&mut messages, 1).await);
-    let Opts { flags, .. } = decode_broadcast(&messages[0].payload, &LIMITS).unwrap().opts;
+    let frame = stranger.next_bytes().await;
+    let Opts { flags, .. } = decode_broadcast(&frame, &LIMITS).unwrap().opts;
     assert_eq!(flags, Flags::default());
 }

@@ -1,4 +1,5 @@
-//! The way to the peers: what this node publishes, what it asks, and who waits for answers.
+//! The way to the remote nodes: what this node publishes, what it requests, and who waits for
+//! responses.
 
 use std::{
     collections::HashMap,
@@ -28,67 +29,68 @@ use crate::{
     },
 };
 
-/// Questions that may wait for answers at a time. Each waits for a few seconds at most; who asks more
-/// than this asks faster than peers answer.
-const QUESTIONS_MAX: usize = 1024;
+/// Requests in flight. Each waits for a few seconds at most: more come only from a caller that asks
+/// faster than remote nodes respond.
+const REQUESTS_IN_FLIGHT_MAX: usize = 1024;
 
-/// Acknowledgements that may wait for one who asked for them and does not take them; and the most that are waited
-/// for, whatever peers say.
+/// Acknowledgements that may wait for a caller that does not take them, and the most that are
+/// waited for, whatever remote nodes say.
 pub(crate) const ACKS_MAX: usize = 16_384;
 
-/// Bytes of answers that may wait for those who asked. Every peer may list all its sockets at once.
-const ANSWER_BYTES_MAX: usize = 128 << 20;
+/// Bytes of responses that may wait for callers. Every remote node may list all its sockets at
+/// once.
+const RESPONSE_BYTES_MAX: usize = 128 << 20;
 
-/// How a node speaks with its peers.
-pub struct PeerSettings {
+/// How a node communicates with the remote nodes.
+pub struct ClusterSettings {
     /// Carries the frames.
     pub bus: Bus,
     /// This node's name in frames. Node's have six characters.
     pub uid: String,
-    /// What the channels' names begin with (Node: the adapter's option `key`).
+    /// The prefix of all channel names (Node: the adapter's option `key`).
     pub prefix: String,
     /// What a frame may contain.
     pub limits: Limits,
-    /// Bytes of an answer, written or read: it lists all the sockets of a node.
+    /// Bytes of a response, written or read: it lists all the sockets of a node.
     pub answer_bytes_max: usize,
-    /// How long answers are waited for (Node: `requestsTimeout`).
+    /// How long a request waits for responses (Node: `requestsTimeout`).
     pub request_timeout: Duration,
-    /// Whether answers go to the channel of the node that asked, instead of to all (Node:
+    /// Whether responses go to the channel of the node that asked, instead of to all (Node:
     /// `publishOnSpecificResponseChannel`).
     pub answer_on_own_channel: bool,
-    /// What is counted.
+    /// Counts what is sent, received and dropped.
     pub metrics: Arc<AdapterMetrics>,
 }
 
-impl PeerSettings {
-    /// What an answer may contain.
-    pub(crate) fn answer_limits(&self) -> Limits {
+impl ClusterSettings {
+    /// What a response may contain.
+    pub(crate) fn response_limits(&self) -> Limits {
         Limits { frame_bytes_max: self.answer_bytes_max, ..self.limits }
     }
 }
 
-/// Why peers could not be asked, or did not all answer.
+/// Why a request did not reach the remote nodes, or not all of them responded.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// Nothing that peers publish arrives here, so no answer would.
-    #[error("this node does not hear its peers at present")]
+    /// The subscription receives nothing at present, so no response would arrive.
+    #[error("the node is not subscribed to the cluster's channels at present")]
     Down,
-    /// Nobody knows how many answers there will be.
-    #[error("Redis does not say how many peers there are")]
+    /// The number of responses to wait for is unknown.
+    #[error("Redis does not say how many remote nodes there are")]
     Uncounted(#[source] bus::Question),
-    /// As many questions wait for answers as may wait.
-    #[error("too many questions are waiting for answers")]
+    /// The limit of requests in flight is reached.
+    #[error("too many requests are in flight")]
     TooMany,
-    /// It cannot be written so that peers would read it.
-    #[error("the request has no form that peers can read")]
+    /// The request cannot be written in a form that remote nodes read.
+    #[error("the request cannot be encoded")]
     Unencodable(#[source] WireError),
-    /// The bus did not take it.
+    /// The bus did not accept the request.
     #[error("the request was not published")]
     Unpublished(#[source] bus::Unpublished),
-    /// Some peers were not heard.
-    #[error("{answered} of {expected} peers answered in time")]
+    /// Some remote nodes did not respond before the deadline.
+    #[error("{answered} of {expected} remote nodes responded in time")]
     Timeout {
-        /// How many answered.
+        /// How many responded.
         answered: usize,
         /// How many were asked.
         expected: usize,
@@ -113,65 +115,67 @@ impl RequestError {
     }
 }
 
-/// The peers, as far as this node is concerned.
-pub(crate) struct Peers {
-    pub(crate) settings: PeerSettings,
-    // Taken for a question, and for an answer while there are questions.
-    waiting: Mutex<HashMap<String, mpsc::Sender<Held>>>,
-    answer_bytes: Arc<Semaphore>,
-    next_question: AtomicU64,
+/// The remote nodes, as far as this node is concerned.
+pub(crate) struct RemoteNodes {
+    pub(crate) settings: ClusterSettings,
+    // Locked for each request, and for each response while there are requests.
+    in_flight: Mutex<HashMap<String, mpsc::Sender<Held>>>,
+    response_bytes: Arc<Semaphore>,
+    next_request: AtomicU64,
 }
 
-/// A request of a peer, as far as its answer is concerned.
-pub(crate) struct Asker {
+/// Who sent a request, as far as the response is concerned.
+pub(crate) struct Requester {
     pub(crate) uid: Option<String>,
     pub(crate) request_id: Option<String>,
 }
 
-/// A question that waits for answers, until it is dropped.
-pub(crate) struct Question {
+/// A request that waits for responses, until it is dropped.
+pub(crate) struct InFlight {
     id: String,
-    answers: mpsc::Receiver<Held>,
-    peers: Arc<Peers>,
+    responses: mpsc::Receiver<Held>,
+    nodes: Arc<RemoteNodes>,
 }
 
-impl Question {
-    /// The next answer.
-    pub(crate) fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<Option<Answer>> {
-        self.answers.poll_recv(context).map(|held| Some(held?.answer))
+impl InFlight {
+    /// The next response.
+    pub(crate) fn poll_response(&mut self, context: &mut Context<'_>) -> Poll<Option<Answer>> {
+        self.responses.poll_recv(context).map(|held| Some(held?.answer))
     }
 }
 
-impl Drop for Question {
+impl Drop for InFlight {
     fn drop(&mut self) {
-        self.peers.waiting().remove(&self.id);
-        self.peers.metrics().requests_pending.dec();
+        self.nodes.in_flight().remove(&self.id);
+        self.nodes.metrics().requests_pending.dec();
     }
 }
 
-/// An answer, and its share of the bytes that may wait.
+/// A response, and its share of the bytes that may wait.
 struct Held {
     answer: Answer,
     _bytes: OwnedSemaphorePermit,
 }
 
-impl Peers {
-    pub(crate) fn new(settings: PeerSettings) -> Self {
+impl RemoteNodes {
+    /// The remote nodes that these settings lead to.
+    pub(crate) fn new(settings: ClusterSettings) -> Self {
         Self {
             settings,
-            waiting: Mutex::default(),
-            answer_bytes: Arc::new(Semaphore::new(ANSWER_BYTES_MAX)),
-            next_question: AtomicU64::new(0),
+            in_flight: Mutex::default(),
+            response_bytes: Arc::new(Semaphore::new(RESPONSE_BYTES_MAX)),
+            next_request: AtomicU64::new(0),
         }
     }
 
+    /// The adapter's metrics.
     pub(crate) fn metrics(&self) -> &AdapterMetrics {
         &self.settings.metrics
     }
 
-    /// Hands an event for many to the bus; what keeps it from going out is counted.
+    /// Hands an event to the bus. A failure is counted.
     pub(crate) fn publish(&self, channels: &Channels, packet: &Packet, opts: &Opts) -> bool {
-        let PeerSettings { uid, limits, bus, metrics, .. } = &self.settings;
+        let ClusterSettings { uid, limits, bus, metrics, .. } = &self.settings;
         let sent = encode_broadcast(uid, packet, opts, limits)
             .map_err(|_| Unsent::Unencodable)
             .and_then(|frame| {
@@ -185,12 +189,16 @@ impl Peers {
         sent.is_ok()
     }
 
-    /// Publishes an order, which nobody answers.
-    pub(crate) fn order(&self, channels: &Channels, command: Command) -> Result<(), RequestError> {
+    /// Publishes a command that nobody responds to.
+    pub(crate) fn command(
+        &self,
+        channels: &Channels,
+        command: Command,
+    ) -> Result<(), RequestError> {
         self.count(self.send(channels, None, command))
     }
 
-    /// Asks every peer, and returns their answers once all have answered.
+    /// Asks every remote node, and returns their responses once all have responded.
     pub(crate) async fn ask(
         self: &Arc<Self>,
         channels: &Channels,
@@ -211,36 +219,36 @@ impl Peers {
             return Ok(Vec::new());
         }
         // Each keeps its share of the bytes until all are there.
-        let mut answers = Vec::new();
-        let mut question = self.question(expected)?;
-        self.send(channels, Some(question.id.clone()), command)?;
-        while answers.len() < expected {
-            match timeout_at(deadline, question.answers.recv()).await {
-                Ok(Some(held)) => answers.push(held),
+        let mut responses = Vec::new();
+        let mut request = self.request(expected)?;
+        self.send(channels, Some(request.id.clone()), command)?;
+        while responses.len() < expected {
+            match timeout_at(deadline, request.responses.recv()).await {
+                Ok(Some(held)) => responses.push(held),
                 Ok(None) | Err(_) => {
-                    return Err(RequestError::Timeout { answered: answers.len(), expected });
+                    return Err(RequestError::Timeout { answered: responses.len(), expected });
                 }
             }
         }
-        Ok(answers.into_iter().map(|held| held.answer).collect())
+        Ok(responses.into_iter().map(|held| held.answer).collect())
     }
 
-    /// Publishes an event that clients of peers acknowledge. Nobody waits here: the answers come through the
-    /// [`Question`].
+    /// Publishes an event that clients of remote nodes acknowledge. Nobody waits here: the
+    /// responses come through what is returned.
     pub(crate) fn ask_clients(
         self: &Arc<Self>,
         channels: &Channels,
         packet: Packet,
         opts: Opts,
-    ) -> Result<Question, RequestError> {
-        let asked = self.question(ACKS_MAX).and_then(|question| {
-            self.send(channels, Some(question.id.clone()), Command::Broadcast { packet, opts })?;
-            Ok(question)
+    ) -> Result<InFlight, RequestError> {
+        let asked = self.request(ACKS_MAX).and_then(|request| {
+            self.send(channels, Some(request.id.clone()), Command::Broadcast { packet, opts })?;
+            Ok(request)
         });
         self.count(asked)
     }
 
-    /// How many peers there are: who subscribes to the requests answers them.
+    /// How many remote nodes there are: every subscriber to the channel of requests responds.
     pub(crate) async fn number(&self, channels: &Channels) -> Result<usize, RequestError> {
         // This node is one of those whom Redis counts, if it is subscribed itself.
         if !self.settings.bus.status().borrow().subscribed {
@@ -251,11 +259,11 @@ impl Peers {
         Ok(usize::try_from(nodes).unwrap_or(usize::MAX).saturating_sub(1))
     }
 
-    /// Publishes an answer to `request`.
-    pub(crate) fn answer(&self, channels: &Channels, to: &Asker, answer: Answer) {
-        let PeerSettings { bus, metrics, .. } = &self.settings;
+    /// Publishes a response.
+    pub(crate) fn respond(&self, channels: &Channels, to: &Requester, answer: Answer) {
+        let ClusterSettings { bus, metrics, .. } = &self.settings;
         let Some(request_id) = to.request_id.clone() else { return };
-        // Node publishes this kind on the channel of all alone.
+        // Node hears this kind on the common channel alone.
         let for_all = matches!(answer, Answer::Emitted(_));
         let channel = match &to.uid {
             Some(uid) if self.settings.answer_on_own_channel && !for_all => {
@@ -264,7 +272,7 @@ impl Peers {
             _ => channels.response().to_owned(),
         };
         let sent =
-            encode_response(&Response { request_id, answer }, &self.settings.answer_limits())
+            encode_response(&Response { request_id, answer }, &self.settings.response_limits())
                 .map_err(|_| Unsent::Unencodable)
                 .and_then(|frame| bus.publish(channel, frame.into()).map_err(|_| Unsent::Bus));
         if let Err(reason) = sent {
@@ -272,25 +280,25 @@ impl Peers {
         }
     }
 
-    /// Whether anybody waits for this answer: if not, it need not be read. Answers to others are as large as those
-    /// to this node, and come as often.
+    /// Whether a request waits for this response. If not, the frame need not be decoded: responses
+    /// to other nodes are as large and as frequent as those to this one.
     pub(crate) fn awaits(&self, frame: &[u8]) -> bool {
-        if self.waiting().is_empty() {
+        if self.in_flight().is_empty() {
             return false;
         }
-        // Without the lock: it goes over all of a frame that may be large.
-        peek_request_id(frame).is_none_or(|id| self.waiting().contains_key(&*id))
+        // Without the lock: this reads all of a frame that may be large.
+        peek_request_id(frame).is_none_or(|id| self.in_flight().contains_key(&*id))
     }
 
-    /// Gives an answer of `bytes` to whoever waits for it.
+    /// Gives a response of `bytes` to the request that waits for it.
     pub(crate) fn take(&self, response: Response, bytes: usize) -> Result<(), Ignored> {
-        let waiting = self.waiting();
-        let asked = waiting.get(&response.request_id).ok_or(Ignored::Unasked)?;
+        let in_flight = self.in_flight();
+        let request = in_flight.get(&response.request_id).ok_or(Ignored::Unasked)?;
         let bytes = u32::try_from(bytes).map_err(|_| Ignored::Overflow)?;
-        let held = Arc::clone(&self.answer_bytes).try_acquire_many_owned(bytes);
+        let held = Arc::clone(&self.response_bytes).try_acquire_many_owned(bytes);
         let held = held.map_err(|_| Ignored::Overflow)?;
         let held = Held { answer: response.answer, _bytes: held };
-        asked.try_send(held).map_err(|refused| match refused {
+        request.try_send(held).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Ignored::Overflow,
             mpsc::error::TrySendError::Closed(_) => Ignored::Unasked,
         })
@@ -302,7 +310,7 @@ impl Peers {
         request_id: Option<String>,
         command: Command,
     ) -> Result<(), RequestError> {
-        let PeerSettings { uid, limits, bus, metrics, .. } = &self.settings;
+        let ClusterSettings { uid, limits, bus, metrics, .. } = &self.settings;
         let kind = kind(&command);
         let request = Request { uid: Some(uid.clone()), request_id, command };
         let frame = encode_request(&request, limits).map_err(RequestError::Unencodable)?;
@@ -312,18 +320,18 @@ impl Peers {
         Ok(())
     }
 
-    fn question(self: &Arc<Self>, answers_max: usize) -> Result<Question, RequestError> {
-        let mut waiting = self.waiting();
-        if waiting.len() >= QUESTIONS_MAX {
+    fn request(self: &Arc<Self>, responses_max: usize) -> Result<InFlight, RequestError> {
+        let mut in_flight = self.in_flight();
+        if in_flight.len() >= REQUESTS_IN_FLIGHT_MAX {
             return Err(RequestError::TooMany);
         }
         // Unique in the cluster, as the node's name is.
-        let number = self.next_question.fetch_add(1, Ordering::Relaxed);
+        let number = self.next_request.fetch_add(1, Ordering::Relaxed);
         let id = format!("{}{number}", self.settings.uid);
-        let (sender, answers) = mpsc::channel(answers_max.min(ACKS_MAX));
-        waiting.insert(id.clone(), sender);
+        let (sender, responses) = mpsc::channel(responses_max.min(ACKS_MAX));
+        in_flight.insert(id.clone(), sender);
         self.metrics().requests_pending.inc();
-        Ok(Question { id, answers, peers: Arc::clone(self) })
+        Ok(InFlight { id, responses, nodes: Arc::clone(self) })
     }
 
     fn count<T>(&self, result: Result<T, RequestError>) -> Result<T, RequestError> {
@@ -332,12 +340,12 @@ impl Peers {
         })
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<String, mpsc::Sender<Held>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn in_flight(&self) -> MutexGuard<'_, HashMap<String, mpsc::Sender<Held>>> {
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The request's name in metrics.
+/// The label of a request in metrics.
 pub(crate) fn kind(command: &Command) -> Kind {
     match command {
         Command::Sockets { .. } => Kind::Sockets,
