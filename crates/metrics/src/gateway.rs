@@ -43,7 +43,12 @@ label! {
         BodyTimeout = "body_timeout",
         /// The body of a polling request is larger than a message may be.
         TooLarge = "too_large",
-        /// A Socket.IO request that names no transport, protocol or session of ours, or is otherwise not one.
+        /// A request for a session that is not on this node: the load balancer lacks sticky sessions, the node was
+        /// restarted, or the session has ended.
+        UnknownSession = "unknown_session",
+        /// The node holds as much for its clients as it may (`limits.memory`).
+        Memory = "memory",
+        /// A request that names no transport, or is otherwise not one of Engine.IO.
         BadRequest = "bad_request",
     }
 }
@@ -57,8 +62,12 @@ label! {
         TransportError = "transport_error",
         /// No answer to a ping in time.
         PingTimeout = "ping_timeout",
-        /// The client sent what cannot be parsed, or more than it may.
+        /// The client sent what cannot be parsed.
         ParseError = "parse_error",
+        /// The client sent a message that is larger than it may be.
+        TooLarge = "too_large",
+        /// The node held more for its clients than it may, and for this one most.
+        Memory = "memory",
         /// The client left the namespace.
         ClientDisconnect = "client_namespace_disconnect",
         /// The node took the socket out of the namespace.
@@ -79,8 +88,12 @@ label! {
         NeverConnected = "never_connected",
         /// Its transport ended for none of the other reasons, and then the closed sockets' say which it was.
         Transport = "transport",
-        /// The client sent more than it may, or what cannot be read.
+        /// The client sent what cannot be read.
         ParseError = "parse_error",
+        /// The client sent a message that is larger than it may be.
+        TooLarge = "too_large",
+        /// The node held more for its clients than it may, and for this one most.
+        Memory = "memory",
         /// A server sent the client away.
         ServerDisconnect = "server_disconnect",
         /// The client read too slowly and its queue was full.
@@ -174,12 +187,6 @@ subsystem! {
         sessions_opened_total: Counters<(Transport, Protocol)>,
         /// Engine.IO sessions that ended, by the transport they ended with.
         sessions_closed_total: Counters<(Transport, SessionEnd)>,
-        /// Polling sessions that wait for the engine to close them, as the node wants.
-        closing_sessions: IntGauge,
-        /// As many as may wait.
-        closing_sessions_max: IntGauge,
-        /// Times that one more had to wait for its next poll, or the next batch of a drain, because as many did.
-        closing_sessions_deferred_total: IntCounter,
         /// Time from a client's handshake request to its first socket in a namespace.
         handshake_seconds: Seconds<Connecting>,
         /// Sockets connected to a namespace.
@@ -205,14 +212,13 @@ subsystem! {
         undelivered_total: Counters<Undelivered>,
         /// Time from the acceptance of an event that goes to somebody until it is written to all who take it at once.
         fanout_seconds: Seconds<Passing>,
-        /// Bytes that wait in lanes because their clients do not take them.
-        lanes_waiting_bytes: IntGauge,
-        /// Bytes that wait in the engine's queues, most of them for clients that poll.
-        queues_waiting_bytes: IntGauge,
-        /// As many bytes as may wait for one client, in either (`session.send_queue_bytes`).
+        /// Bytes held for clients and from them: what waits to be written, and messages and request bodies that are not
+        /// whole. What waits for many clients counts once.
+        memory_bytes: IntGauge,
+        /// The most bytes that may be held (`limits.memory`).
+        memory_bytes_max: IntGauge,
+        /// The most bytes that may wait for one client (`session.send_queue_bytes`).
         client_waiting_bytes_max: IntGauge,
-        /// As many packets as may wait in the engine's queue for one client (`session.send_queue_packets`).
-        client_waiting_packets_max: IntGauge,
         /// Events accepted and not yet delivered.
         stage_events: IntGauge,
         /// As many as may wait (`stage.max_events`); up to 128 more have been taken up and are being delivered.
