@@ -11,9 +11,9 @@
 
 use std::{fmt::Display, path::PathBuf, time::Duration};
 
-use antiphon_adapter::{Member, Namespace};
+use antiphon_adapter::{Audience, Member, Namespace, Target};
 use antiphon_gateway::{
-    Adapter, Listeners, Node, Shutdown,
+    Adapter, FanOut, Listeners, Node, Shutdown,
     config::{Config, environment},
     telemetry::Telemetry,
 };
@@ -27,7 +27,7 @@ use socketioxide::{
     extract::{AckSender, Data, SocketRef},
     operators::BroadcastOperators,
 };
-use socketioxide_core::adapter::{BroadcastFlags, BroadcastOptions, Room};
+use socketioxide_core::adapter::Room;
 
 /// As the node's own.
 #[derive(Debug, Parser)]
@@ -72,6 +72,8 @@ async fn main() -> anyhow::Result<()> {
     let node = Node::new(config)?;
     let namespace = node.namespace("/").context("the node has no namespace \"/\"")?;
     let io = node.io().clone();
+    // socketioxide knows the namespaces that have a handler.
+    node.io().ns("/", async || {});
     node.io().ns("/ask", async move |socket: SocketRef<Adapter>| {
         socket.on(
             "ask",
@@ -91,7 +93,7 @@ async fn main() -> anyhow::Result<()> {
 
 async fn answer(
     io: &SocketIo<Adapter>,
-    namespace: &Namespace,
+    namespace: &Namespace<FanOut>,
     what: &str,
     options: Options,
 ) -> anyhow::Result<Value> {
@@ -132,13 +134,14 @@ fn whom(io: &SocketIo<Adapter>, options: &Options) -> anyhow::Result<BroadcastOp
 }
 
 /// With those of Node.js servers, whose ids socketioxide's own call has no type for.
-async fn sockets(namespace: &Namespace, options: &Options) -> anyhow::Result<Value> {
-    let rooms = |names: &[String]| names.iter().cloned().map(Room::Owned).collect();
-    let mut whom = BroadcastOptions::default();
-    whom.add_flag(BroadcastFlags::Broadcast);
-    whom.rooms = rooms(&options.rooms);
-    whom.except = rooms(&options.except);
-    let sockets = namespace.sockets(whom).await?.into_iter();
+async fn sockets(namespace: &Namespace<FanOut>, options: &Options) -> anyhow::Result<Value> {
+    let rooms = |names: &[String]| names.iter().cloned().map(Room::Owned).collect::<Vec<_>>();
+    let to = match rooms(&options.rooms) {
+        none if none.is_empty() => Audience::Everyone,
+        rooms => Audience::Rooms(rooms),
+    };
+    let target = Target { to, except: rooms(&options.except), ..Target::default() };
+    let sockets = namespace.sockets(target).await?.into_iter();
     let listed = sockets.map(|Member { id, rooms }| {
         let rooms = rooms.iter().map(|room| Value::from(&**room)).collect();
         map([("id", id.into()), ("rooms", Value::Array(rooms))])

@@ -10,7 +10,7 @@ use std::{
 };
 
 use antiphon_adapter::{
-    Cluster, PeerSettings, Recipients,
+    Cluster, ClusterSettings,
     bus::{self, Bus, ClientIdentity, Protocol, Receiver, RedisSettings},
     subscriptions, wire,
 };
@@ -22,7 +22,10 @@ use tokio_util::{
     task::AbortOnDropHandle,
 };
 
-use crate::config::{Config, Redis};
+use crate::{
+    config::{Config, Redis},
+    fanout::FanOut,
+};
 
 /// Characters of a node's name in frames, as many as Node's have.
 const UID_CHARS: usize = 6;
@@ -70,9 +73,9 @@ pub(crate) struct Link {
 pub(crate) fn start(
     config: &Config,
     registry: &Registry,
-    recipients: Arc<dyn Recipients>,
-) -> Result<(Cluster, Option<(Link, Receiver)>), ClusterError> {
-    let Some(redis) = &config.redis else { return Ok((Cluster::alone(recipients), None)) };
+    fan_out: Arc<FanOut>,
+) -> Result<(Cluster<FanOut>, Option<(Link, Receiver)>), ClusterError> {
+    let Some(redis) = &config.redis else { return Ok((Cluster::alone(fan_out), None)) };
     let namespaces = config.namespaces.iter().map(String::as_str);
     let uid = &Uid::new().to_string()[..UID_CHARS];
     let stop = CancellationToken::new();
@@ -84,7 +87,7 @@ pub(crate) fn start(
         &stop,
     )?;
     let link = Link::new(bus.clone(), redis.degraded_is_ready, stop.drop_guard());
-    let peers = PeerSettings {
+    let settings = ClusterSettings {
         bus,
         uid: uid.to_owned(),
         prefix: redis.prefix.clone(),
@@ -94,7 +97,7 @@ pub(crate) fn start(
         answer_on_own_channel: redis.answer_on_own_channel,
         metrics: Arc::new(AdapterMetrics::register(registry)?),
     };
-    Ok((Cluster::among(recipients, peers), Some((link, receiver))))
+    Ok((Cluster::among(fan_out, settings), Some((link, receiver))))
 }
 
 impl Link {

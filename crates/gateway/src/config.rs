@@ -82,6 +82,8 @@ pub struct Server {
     pub request_head_timeout: Duration,
     /// How long the body of a polling POST may take to arrive.
     pub request_body_timeout: Duration,
+    /// How long a connection may be idle between two requests.
+    pub keep_alive_timeout: Duration,
 }
 
 /// `[proxy]`
@@ -132,12 +134,12 @@ pub struct Session {
     pub connect_timeout: Duration,
     /// How long the upgrade from polling to WebSocket may take.
     pub upgrade_timeout: Duration,
-    /// Packets that may wait for one client before it is closed as too slow.
-    pub send_queue_packets: usize,
-    /// The same in bytes of payload.
+    /// Bytes that may wait for one client before it is closed as too slow.
     pub send_queue_bytes: usize,
     /// How long a client may take nothing from a full socket before it is closed.
     pub write_stall_timeout: Duration,
+    /// The name of a cookie with the session's id, for load balancers; `None`: there is none.
+    pub cookie: Option<String>,
 }
 
 /// `[limits]`
@@ -155,6 +157,12 @@ pub struct Limits {
     pub max_rooms_per_socket: usize,
     /// The longest name of a room.
     pub max_room_name_bytes: usize,
+    /// Bytes that the node may hold for clients and from them, all together.
+    pub memory: usize,
+    /// Sessions that have connected to no namespace yet.
+    pub max_unconnected_sessions: usize,
+    /// The same from one client address.
+    pub max_unconnected_sessions_per_ip: usize,
 }
 
 /// `[stage]`

@@ -1,78 +1,146 @@
 //! Fan-out: the same events to many clients.
 //!
-//! Events are encoded once, into the frames that every WebSocket client gets. Large fan-outs are split among as
-//! many tasks as there are workers, each with recipients of its own; an event is with all of them before the next
-//! one begins, so that every recipient gets its events in one order.
+//! Events are encoded once, into the frames that every WebSocket client gets and the packets that polling
+//! clients get. Large fan-outs are split among as many tasks as there are workers, each with recipients of
+//! its own; an event is with all of them before the next one begins, so that every recipient gets its events in
+//! one order.
 
 use std::sync::Arc;
 
-use antiphon_adapter::{Admission, Delivered, Parcel, QueueError, Queues, Recipients, Soon};
-use antiphon_metrics::gateway::{CloseReason, Protocol};
-use bytes::Bytes;
+use antiphon_adapter::{DeliverySink, PacketBatch, SocketId, Soon, wire};
+use antiphon_metrics::{GatewayMetrics, gateway::Undelivered};
 use socketioxide_core::{
-    Sid, Value,
+    Value,
     packet::{Packet, PacketData},
-    parser::Parse,
 };
-use socketioxide_parser_common::CommonParser;
 
 use crate::{
-    net::{EngineQueue, Nsp, Segment, Sent, write_frame},
-    sessions::Sessions,
+    namespaces::Session,
+    packet::write_event,
+    transport::{Budget, FrameBatch, FrameBatchBuilder, Sent},
 };
 
 /// Fewer recipients are not worth a task of their own.
 const RECIPIENTS_PER_WORKER_MIN: usize = 64;
 
-/// `4`, an Engine.IO message. In binary frames, Engine.IO 3 writes it as a byte.
-const MESSAGE_TEXT: &[u8] = b"4";
-const MESSAGE_BINARY_EIO3: &[u8] = &[4];
+/// Recipients served before other tasks have their turn.
+const RECIPIENTS_PER_TURN: usize = 256;
 
-/// Where the adapter's parcels go. Cloning it is cheap.
+/// The same in bytes written.
+const BYTES_PER_TURN: usize = 1024 * 1024;
+
+/// Delivers the adapter's batches to sessions. Cloning it is cheap.
 #[derive(Clone)]
-pub(crate) struct FanOut {
-    sessions: Arc<Sessions>,
+pub struct FanOut(Arc<Shared>);
+
+struct Shared {
     workers: usize,
+    metrics: Arc<GatewayMetrics>,
+    budget: Arc<Budget>,
+}
+
+/// What became of events on their way to recipients, each counted once for each recipient.
+#[derive(Debug, Default)]
+struct Delivered {
+    accepted: u64,
+    skipped: u64,
+    too_slow: u64,
+    gone: u64,
+    written: u64,
+}
+
+impl Delivered {
+    fn count(&mut self, sent: Sent, events: u64) {
+        match sent {
+            Sent::Accepted { written, replaced, replaceable, .. } => {
+                // What may still be replaced counts when it goes out.
+                self.accepted += if replaceable { 0 } else { events };
+                self.skipped += replaced;
+                self.written += written as u64;
+            }
+            Sent::Full => self.too_slow += events,
+            Sent::Gone => self.gone += events,
+        }
+    }
+
+    fn record(&self, metrics: &GatewayMetrics) {
+        metrics.deliveries_total.inc_by(self.accepted);
+        metrics.undelivered_total.of(Undelivered::Volatile).inc_by(self.skipped);
+        metrics.undelivered_total.of(Undelivered::SlowConsumer).inc_by(self.too_slow);
+        metrics.undelivered_total.of(Undelivered::Gone).inc_by(self.gone);
+        metrics.sent_bytes_total.inc_by(self.written);
+    }
 }
 
 impl FanOut {
-    pub(crate) fn new(sessions: Arc<Sessions>, workers: usize) -> Self {
-        Self { sessions, workers }
+    pub(crate) fn new(workers: usize, budget: Arc<Budget>, metrics: Arc<GatewayMetrics>) -> Self {
+        Self(Arc::new(Shared { workers, metrics, budget }))
     }
 
-    fn encode(&self, parcel: Parcel) -> Encoded {
-        let namespace = self.sessions.namespace(parcel.queues().path());
-        Encoded::new(parcel, namespace)
+    fn encode(&self, batch: &PacketBatch) -> FrameBatch {
+        encode(batch, &self.0.budget)
     }
 
     /// Serves some of the recipients, one after another.
-    async fn serve(&self, events: &Encoded, to: &[Sid]) {
-        let mut way = Way::new(self, events);
-        let mut turns = to.chunks(events.parcel.recipients_per_turn());
+    async fn serve(&self, frames: &FrameBatch, bytes: usize, to: &[Arc<Session>]) {
+        let mut delivered = Delivered::default();
+        let per_turn = (BYTES_PER_TURN / bytes.max(1)).clamp(1, RECIPIENTS_PER_TURN);
+        let mut turns = to.chunks(per_turn);
         while let Some(turn) = turns.next() {
-            way.serve(turn);
+            for session in turn {
+                session.state().flush_engines();
+                delivered.count(session.send(frames), frames.events());
+            }
             if turns.len() > 0 {
                 tokio::task::yield_now().await;
             }
         }
-        self.sessions.delivered(&way.delivered, way.written);
+        delivered.record(&self.0.metrics);
     }
 }
 
-impl Recipients for FanOut {
-    fn deliver(&self, parcel: Parcel, to: Vec<Sid>) -> Soon<'_, ()> {
+/// A batch as clients get it.
+pub(crate) fn encode(batch: &PacketBatch, budget: &Arc<Budget>) -> FrameBatch {
+    let packets = batch.packets();
+    let mut frames = FrameBatchBuilder::with_capacity(batch.bytes(), packets.len());
+    for packet in packets {
+        append(&mut frames, packet);
+    }
+    frames.build(packets.len(), batch.volatile(), budget)
+}
+
+fn append(frames: &mut FrameBatchBuilder, packet: &Packet) {
+    let (PacketData::Event(value, ack) | PacketData::BinaryEvent(value, ack)) = &packet.inner
+    else {
+        return;
+    };
+    let Value::Str(text, attachments) = value else { return };
+    let attachments = attachments.iter().flatten();
+    let ack = ack.and_then(|ack| u64::try_from(ack).ok());
+    let head = write_event(&packet.ns, ack, "", attachments.clone().count());
+    frames.message(&[&head, text]);
+    for attachment in attachments {
+        frames.binary(attachment);
+    }
+}
+
+impl DeliverySink for FanOut {
+    type Connection = Arc<Session>;
+
+    fn deliver(&self, batch: PacketBatch, to: Vec<Arc<Session>>) -> Soon<'_, ()> {
         Box::pin(async move {
-            let events = self.encode(parcel);
-            let workers = self.workers.min(to.len() / RECIPIENTS_PER_WORKER_MIN).max(1);
+            let frames = self.encode(&batch);
+            let bytes = batch.bytes();
+            let workers = self.0.workers.min(to.len() / RECIPIENTS_PER_WORKER_MIN).max(1);
             let mut shares = to.chunks(to.len().div_ceil(workers).max(1));
             let mine = shares.next().unwrap_or_default();
             let others: Vec<_> = shares
                 .map(|share| {
-                    let (fan_out, events, share) = (self.clone(), events.clone(), share.to_vec());
-                    tokio::spawn(async move { fan_out.serve(&events, &share).await })
+                    let (fan_out, frames, share) = (self.clone(), frames.clone(), share.to_vec());
+                    tokio::spawn(async move { fan_out.serve(&frames, bytes, &share).await })
                 })
                 .collect();
-            self.serve(&events, mine).await;
+            self.serve(&frames, bytes, mine).await;
             for other in others {
                 // Its recipients would miss events without knowing: whoever delivers ends with it.
                 if let Err(error) = other.await
@@ -84,154 +152,11 @@ impl Recipients for FanOut {
         })
     }
 
-    fn send(&self, parcel: Parcel, to: Sid) {
-        let events = self.encode(parcel);
-        let mut way = Way::new(self, &events);
-        way.serve(&[to]);
-        self.sessions.delivered(&way.delivered, way.written);
+    fn disconnect(&self, namespace: &str, id: SocketId, session: &Arc<Session>, close: bool) {
+        session.state().disconnected(session, namespace, id, close);
     }
 
-    fn admit(&self, sid: Sid, bytes: usize, volatile: bool) -> Admission {
-        self.sessions.admit(sid, bytes, volatile)
-    }
-
-    fn queued(&self, sid: Sid, queues: &dyn Queues) {
-        if let Some(session) = self.sessions.find(sid) {
-            session.follow(sid, queues);
-        }
-    }
-
-    fn queue_full(&self, sid: Sid) {
-        self.sessions.close(sid, CloseReason::SlowConsumer);
-    }
-
-    fn disconnected(&self, sid: Sid) {
-        self.sessions.close(sid, CloseReason::ServerDisconnect);
-    }
-
-    fn delivered(&self, delivered: &Delivered) {
-        self.sessions.delivered(delivered, 0);
-    }
-}
-
-/// Events on their way to recipients.
-struct Way<'a> {
-    fan_out: &'a FanOut,
-    events: &'a Encoded,
-    delivered: Delivered,
-    written: usize,
-}
-
-impl<'a> Way<'a> {
-    fn new(fan_out: &'a FanOut, events: &'a Encoded) -> Self {
-        Self { fan_out, events, delivered: Delivered::default(), written: 0 }
-    }
-
-    fn serve(&mut self, to: &[Sid]) {
-        let FanOut { sessions, .. } = self.fan_out;
-        let open = sessions.recipients(to);
-        let packets = self.events.parcel.packets().len();
-        self.delivered.count(Admission::Gone, ((to.len() - open.len()) * packets) as u64);
-        for recipient in open {
-            let mut engine = Engine { sid: recipient.sid, way: self };
-            let sent = sessions.send(&recipient, engine.way.events, &mut engine);
-            let count = packets as u64;
-            match sent {
-                Sent::Accepted { written, .. } => {
-                    self.written += written;
-                    self.delivered.count(Admission::Queue, count);
-                }
-                Sent::Volatile { replaced, .. } => self.delivered.count(Admission::Skip, replaced),
-                Sent::Skipped { replaced } => {
-                    self.delivered.count(Admission::Skip, replaced + count);
-                }
-                Sent::Enqueued => {}
-                Sent::Full => self.delivered.count(Admission::TooSlow, count),
-                Sent::Gone => self.delivered.count(Admission::Gone, count),
-            }
-        }
-    }
-}
-
-/// The engine's queue of one recipient.
-struct Engine<'a, 'b> {
-    sid: Sid,
-    way: &'a mut Way<'b>,
-}
-
-impl EngineQueue for Engine<'_, '_> {
-    fn enqueue(&mut self) {
-        let Way { fan_out, events, delivered, .. } = &mut *self.way;
-        events.parcel.enqueue(self.sid, *fan_out, delivered);
-    }
-
-    fn fence(&mut self, number: i64) -> Result<Bytes, QueueError> {
-        put_fence(self.way.events.parcel.queues(), self.sid, number)
-    }
-}
-
-/// Puts a fence into the engine's queue of a socket: an acknowledgement that nobody asked for, and that never gets to
-/// the client. Returns how it looks when it comes out.
-pub(crate) fn put_fence(queues: &dyn Queues, sid: Sid, number: i64) -> Result<Bytes, QueueError> {
-    let inner = PacketData::EventAck(Value::Str("[]".into(), None), number);
-    let fence = Packet { inner, ns: queues.path().to_owned().into() };
-    let mut frame = Vec::new();
-    write_packet(&mut frame, fence.clone(), Protocol::Eio4);
-    queues.put(sid, fence)?;
-    Ok(frame.into())
-}
-
-/// Packets as WebSocket clients get them.
-#[derive(Clone)]
-pub(crate) struct Encoded {
-    parcel: Parcel,
-    pub(crate) namespace: Nsp,
-    eio4: Bytes,
-    // Differs only in binary frames.
-    eio3: Bytes,
-}
-
-impl Encoded {
-    fn new(parcel: Parcel, namespace: Nsp) -> Self {
-        let write = |protocol| {
-            let mut frames = Vec::with_capacity(parcel.bytes() + 16 * parcel.packets().len());
-            for packet in parcel.packets() {
-                write_packet(&mut frames, packet.clone(), protocol);
-            }
-            Bytes::from(frames)
-        };
-        let is_binary = |packet: &Packet| matches!(packet.inner, PacketData::BinaryEvent(..));
-        let eio4 = write(Protocol::Eio4);
-        let eio3 = match parcel.packets().iter().any(is_binary) {
-            true => write(Protocol::Eio3),
-            false => eio4.clone(),
-        };
-        Self { parcel, namespace, eio4, eio3 }
-    }
-
-    /// What a client of this protocol gets.
-    pub(crate) fn segment(&self, protocol: Protocol) -> Segment {
-        let frames = match protocol {
-            Protocol::Eio3 => &self.eio3,
-            Protocol::Eio4 => &self.eio4,
-        };
-        Segment {
-            frames: frames.clone(),
-            events: self.parcel.packets().len() as u64,
-            volatile: self.parcel.volatile(),
-        }
-    }
-}
-
-/// Appends a packet, and the attachments that follow it, as frames.
-fn write_packet(frames: &mut Vec<u8>, packet: Packet, protocol: Protocol) {
-    let Value::Str(text, attachments) = CommonParser.encode(packet) else { return };
-    write_frame(frames, false, &[MESSAGE_TEXT, text.as_bytes()]);
-    for attachment in attachments.iter().flatten() {
-        let kind = match protocol {
-            Protocol::Eio3 => MESSAGE_BINARY_EIO3,
-            Protocol::Eio4 => &[],
-        };
-        write_frame(frames, true, &[kind, attachment]);
+    fn handshake(&self, _: &str, id: SocketId, session: &Arc<Session>) -> Option<wire::Handshake> {
+        session.state().describe(session, id)
     }
 }

@@ -9,7 +9,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -17,7 +17,7 @@ use std::{
 use antiphon_metrics::GatewayMetrics;
 use serde::Serialize;
 
-use crate::{cluster::BusWatch, handshake::Gate};
+use crate::cluster::BusWatch;
 
 /// How often the runtime shows that it runs.
 const BEAT_INTERVAL: Duration = Duration::from_millis(500);
@@ -70,12 +70,30 @@ pub(crate) async fn watched<T>(pulse: Arc<Pulse>, task: impl Future<Output = T>)
     .await
 }
 
+/// Whether the node is about to leave.
+#[derive(Debug, Default)]
+pub(crate) struct NodeState {
+    leaving: AtomicBool,
+}
+
+impl NodeState {
+    /// From here on no balancer should send clients here; those that come are served.
+    pub(crate) fn leave(&self, metrics: &GatewayMetrics) {
+        self.leaving.store(true, Ordering::Release);
+        metrics.draining.set(1);
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+}
+
 /// What there is to know about the node's health.
 #[derive(Clone)]
 pub(crate) struct Health {
     pub(crate) runtime: Arc<Pulse>,
-    pub(crate) stage: Arc<Pulse>,
-    pub(crate) gate: Arc<Gate>,
+    pub(crate) dispatcher: Arc<Pulse>,
+    pub(crate) state: Arc<NodeState>,
     pub(crate) bus: Option<BusWatch>,
     pub(crate) metrics: Arc<GatewayMetrics>,
 }
@@ -95,6 +113,8 @@ struct Conditions {
     started: bool,
     not_draining: bool,
     not_overloaded: bool,
+    /// What it holds for clients is within `limits.memory`.
+    memory: bool,
     not_stuck: bool,
     /// Peers are reached and heard; not there without peers.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -115,7 +135,7 @@ impl Health {
             (age > STUCK_AFTER).then(|| format!("{what} for {} s", age.as_secs()))
         };
         stuck(&self.runtime, "no task has run")
-            .or_else(|| stuck(&self.stage, "no event has been delivered or waited for"))
+            .or_else(|| stuck(&self.dispatcher, "no event has been delivered or waited for"))
     }
 
     pub(crate) fn readiness(&self) -> Readiness {
@@ -123,8 +143,9 @@ impl Health {
         let stuck = self.stuck().is_some();
         let conditions = Conditions {
             started: bus.as_ref().is_none_or(|bus| bus.was_well),
-            not_draining: !self.gate.is_leaving(),
+            not_draining: !self.state.is_leaving(),
             not_overloaded: !self.is_overloaded(),
+            memory: !self.is_out_of_memory(),
             not_stuck: !stuck,
             bus: bus.as_ref().map(|bus| bus.complaint.is_none()),
         };
@@ -132,15 +153,21 @@ impl Health {
             (!conditions.started).then_some("it has not reached its peers since it was started"),
             (!conditions.not_draining).then_some("it is shutting down"),
             (!conditions.not_overloaded).then_some("it holds nearly as many events as it may"),
+            (!conditions.memory).then_some("it holds more for its clients than limits.memory"),
             (!conditions.not_stuck).then_some("it is stuck: /healthz says where"),
             bus.as_ref().and_then(|bus| bus.complaint),
         ];
         let ready = conditions.not_draining
             && conditions.not_overloaded
+            && conditions.memory
             && conditions.not_stuck
             && bus.is_none_or(|bus| bus.allows);
         self.metrics.ready.set(ready.into());
         Readiness { ready, conditions, why_not: why_not.into_iter().flatten().collect() }
+    }
+
+    fn is_out_of_memory(&self) -> bool {
+        self.metrics.memory_bytes.get() > self.metrics.memory_bytes_max.get()
     }
 
     fn is_overloaded(&self) -> bool {
@@ -154,7 +181,6 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::Config, sessions::Sessions};
     use antiphon_metrics::Registry;
 
     fn long_ago() -> Arc<Pulse> {
@@ -165,14 +191,13 @@ mod tests {
 
     fn health() -> Health {
         let metrics = Arc::new(GatewayMetrics::register(&Registry::new()).expect("new"));
-        let (sessions, _) = Sessions::new(1, Arc::clone(&metrics));
-        let gate = Gate::new(Arc::new(Config::embedded()), Arc::clone(&metrics), sessions);
         metrics.stage_events_max.set(1000);
         metrics.stage_bytes_max.set(1000);
+        metrics.memory_bytes_max.set(1000);
         Health {
             runtime: Pulse::new(),
-            stage: Pulse::new(),
-            gate: Arc::new(gate),
+            dispatcher: Pulse::new(),
+            state: Arc::default(),
             bus: None,
             metrics,
         }
@@ -186,7 +211,7 @@ mod tests {
         assert!(runtime.stuck().is_some_and(|what| what.contains("no task has run")));
         runtime.runtime.beat();
         assert_eq!(runtime.stuck(), None);
-        let stage = Health { stage: long_ago(), ..health };
+        let stage = Health { dispatcher: long_ago(), ..health };
         assert!(stage.stuck().is_some_and(|what| what.contains("delivered")));
         assert_eq!(stage.metrics.stuck.get(), 1);
         assert!(!stage.readiness().ready, "nobody should be sent to it");
@@ -217,7 +242,10 @@ mod tests {
         health.metrics.stage_bytes.set(0);
         health.metrics.stage_events_max.set(4);
         assert!(health.readiness().ready, "an empty stage is not full, however small");
-        health.gate.leave();
+        health.metrics.memory_bytes.set(1001);
+        assert!(!health.readiness().ready && !health.readiness().conditions.memory);
+        health.metrics.memory_bytes.set(1000);
+        health.state.leave(&health.metrics);
         assert!(!health.readiness().ready && !health.readiness().conditions.not_draining);
     }
 }

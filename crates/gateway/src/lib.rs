@@ -6,37 +6,34 @@
 mod admin;
 mod cluster;
 pub mod config;
-mod door;
-mod eio3;
-mod events;
+mod dispatcher;
+mod engine;
 mod fanout;
 mod handshake;
 mod health;
 mod healthcheck;
-mod introduction;
 mod lifecycle;
+mod log_throttle;
+mod namespaces;
 mod net;
+mod node;
+mod packet;
 mod payload;
 mod reply;
-mod server;
-mod sessions;
-mod stage;
+mod rules;
 pub mod telemetry;
+pub mod transport;
 
+pub use antiphon_adapter::SocketId;
 pub use cluster::ClusterError;
-pub use events::Adapter;
+pub use engine::Adapter;
+pub use fanout::FanOut;
 pub use healthcheck::{Question, Unhealthy, healthcheck};
 pub use lifecycle::{BindError, Listeners, ServeError, Shutdown};
-pub use server::{BuildError, Node};
+pub use net::Remote;
+pub use node::{BuildError, Node};
 
 use config::Config;
-
-/// Plays a script on a connection's lane: for `fuzz/`, which sees nothing that is private.
-#[cfg(fuzzing)]
-#[doc(hidden)]
-pub fn play_lane(script: &[u8]) {
-    net::play_lane(script);
-}
 
 /// Why a node ended other than by being told to.
 #[derive(Debug, thiserror::Error)]

@@ -11,18 +11,16 @@ use tokio::{
     net::TcpListener,
     time::{Instant, MissedTickBehavior, timeout_at},
 };
-use tokio_util::{
-    sync::CancellationToken,
-    task::{AbortOnDropHandle, TaskTracker},
-};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     admin::{self, Admin},
     config::{Config, Drain},
+    namespaces::Namespaces,
     net::{self, Acceptor},
-    server::{Node, PeersLink},
-    sessions::Sessions,
+    node::{Node, RemoteLink},
     telemetry::Telemetry,
+    transport::{Ending, Transport},
 };
 
 /// Time between two batches of closed sessions. Short against the times of reconnecting clients
@@ -120,7 +118,7 @@ impl Node {
     /// elsewhere.
     pub async fn serve(self, listeners: Listeners, shutdown: Shutdown) -> Result<(), ServeError> {
         let stop = CancellationToken::new();
-        let connections = TaskTracker::new();
+        let connections = self.connections.clone();
         let acceptor = Acceptor::new(
             Arc::clone(&self.config),
             self.app.clone(),
@@ -139,7 +137,11 @@ impl Node {
             drain: shutdown.drain.clone(),
             log: self.telemetry.as_ref().map(Telemetry::log_filter),
         };
-        let Self { config, sessions, gate, stage, mut delivering, mut closer, peers, .. } = self;
+        let Self {
+            config, transport, state, dispatcher, mut dispatching, mut timing, remote, ..
+        } = self;
+        let metrics = self.metrics;
+        let _engine = self.engine;
         let _watching = self._watching;
         let mut accepting = AbortOnDropHandle::new(tokio::spawn(acceptor.run(listeners.public)));
         let _admin = match listeners.admin {
@@ -150,8 +152,8 @@ impl Node {
         let mut part_ends = Box::pin(async {
             tokio::select! {
                 _ = &mut accepting => ServeError::Ended("accepting connections"),
-                _ = &mut delivering => ServeError::Ended("delivering events"),
-                _ = &mut closer => ServeError::Ended("closing polling sessions"),
+                _ = &mut dispatching => ServeError::Ended("dispatching events"),
+                _ = &mut timing => ServeError::Ended("watching deadlines"),
             }
         });
         let mut ended = tokio::select! {
@@ -163,15 +165,15 @@ impl Node {
         let told = ended.is_ok();
         let mut leaving = pin!(async {
             // Unready from here on; but balancers take a while to notice, and send clients until then.
-            gate.leave();
+            state.leave(&metrics);
             if told && !config.drain.delay.is_zero() {
                 tracing::info!(delay = ?config.drain.delay, "unready, waiting for balancers to notice");
                 let delay = tokio::time::sleep(config.drain.delay);
                 shutdown.hurry.run_until_cancelled(delay).await;
             }
             // Clients that poll still need new connections: accepting ends after the sessions do.
-            gate.drain();
-            drain(&sessions, &config.drain, deadline, &shutdown.hurry).await;
+            transport.stop_accepting();
+            drain(&transport, &config.drain, deadline, &shutdown.hurry).await;
         });
         tokio::select! {
             () = &mut leaving => {}
@@ -188,12 +190,12 @@ impl Node {
         let _ = timeout_at(deadline - last_words(&config.drain) / 2, connections.wait()).await;
         // What was accepted from clients that have gone since is for the peers as well.
         let delivered =
-            !delivering.is_finished() && timeout_at(deadline, stage.drained()).await.is_ok();
-        let events = self.metrics.stage_events.get();
+            !dispatching.is_finished() && timeout_at(deadline, dispatcher.drained()).await.is_ok();
+        let events = metrics.stage_events.get();
         if !delivered && events > 0 {
             tracing::warn!(events, "accepted events are lost");
         }
-        if let Some(PeersLink { link, .. }) = peers {
+        if let Some(RemoteLink { link, .. }) = remote {
             link.close(deadline).await;
         }
         tracing::info!("stopped");
@@ -219,34 +221,38 @@ pub enum ServeError {
 
 /// Closes every session, spread over the configured time; what is left shortly before the deadline, or when it
 /// has to hurry, is cut.
-async fn drain(sessions: &Sessions, drain: &Drain, deadline: Instant, hurry: &CancellationToken) {
+async fn drain(
+    transport: &Transport<Namespaces>,
+    drain: &Drain,
+    deadline: Instant,
+    hurry: &CancellationToken,
+) {
     let started = Instant::now();
-    let open = sessions.count();
+    let open = transport.count();
     tracing::info!(sessions = open, spread = ?drain.spread, deadline = ?drain.deadline, "draining");
     let all_closed = async {
-        close_in_batches(sessions, drain.spread).await;
-        sessions.empty().await;
+        close_in_batches(transport, drain.spread).await;
+        transport.empty().await;
     };
     let in_time = timeout_at(deadline - last_words(drain), all_closed);
     let in_time = hurry.run_until_cancelled(in_time).await;
-    let left = sessions.all();
+    let left = transport.sessions();
     if !matches!(in_time, Some(Ok(()))) {
         for session in &left {
-            session.close(CloseReason::ServerShutdown);
-            session.abort();
+            session.abort(CloseReason::ServerShutdown);
         }
     }
     let elapsed_ms = started.elapsed().as_millis() as u64;
     tracing::info!(closed = open - left.len().min(open), cut = left.len(), elapsed_ms, "drained");
 }
 
-async fn close_in_batches(sessions: &Sessions, spread: Duration) {
+async fn close_in_batches(transport: &Transport<Namespaces>, spread: Duration) {
     let batches = (spread.as_millis() / BATCH_INTERVAL.as_millis()).max(1) as usize;
     let mut ticks = tokio::time::interval(BATCH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Again, for sessions that were just being opened when the list was made.
     loop {
-        let all = sessions.all();
+        let all = transport.sessions();
         if all.is_empty() {
             return;
         }
@@ -254,12 +260,12 @@ async fn close_in_batches(sessions: &Sessions, spread: Duration) {
             let part = |number: usize| number * all.len() / batches;
             ticks.tick().await;
             for session in &all[part(batch)..part(batch + 1)] {
-                session.close(CloseReason::ServerShutdown);
+                session.close(CloseReason::ServerShutdown, Ending::Flush);
             }
         }
         drop(all);
         ticks.tick().await;
-        if sessions.count() == 0 {
+        if transport.count() == 0 {
             return;
         }
     }
@@ -286,25 +292,25 @@ mod tests {
     #[tokio::test]
     async fn a_part_that_ends_ends_the_node() {
         let node = Node::new(config(Duration::from_secs(3600))).expect("valid");
-        node.closer.abort();
+        node.timing.abort();
         let shutdown = Shutdown::default();
         let ended = serve(node, shutdown.clone()).await;
-        assert!(matches!(ended, Err(ServeError::Ended("closing polling sessions"))), "{ended:?}");
+        assert!(matches!(ended, Err(ServeError::Ended("watching deadlines"))), "{ended:?}");
         assert!(!shutdown.hurry.is_cancelled(), "nor are its clients closed at once");
     }
 
     #[tokio::test]
     async fn a_part_that_ends_while_the_node_leaves_is_an_error() {
         let node = Node::new(config(Duration::from_millis(100))).expect("valid");
-        let (gate, part) = (Arc::clone(&node.gate), node.delivering.abort_handle());
+        let (state, part) = (Arc::clone(&node.state), node.dispatching.abort_handle());
         let shutdown = Shutdown::default();
         shutdown.drain.cancel();
         let serving = tokio::spawn(serve(node, shutdown));
-        while !gate.is_leaving() {
+        while !state.is_leaving() {
             tokio::task::yield_now().await;
         }
         part.abort();
         let ended = serving.await.expect("no panic");
-        assert!(matches!(ended, Err(ServeError::Ended("delivering events"))), "{ended:?}");
+        assert!(matches!(ended, Err(ServeError::Ended("dispatching events"))), "{ended:?}");
     }
 }

@@ -4,23 +4,15 @@
 //!   reconnect storm every connection over that costs its client a second.
 //! - Connections are bounded in all and by client address; what is over the bound is refused, quickly.
 //! - The head of a request has a deadline.
-//! - Request heads are copied before anything keeps them ([`unpin_head`]).
-//! - Each connection is a [`Conn`]: counted, with a deadline for stalled writes, closable from outside, and with
-//!   a [`Lane`] for what is sent to many.
+//! - Each connection is an [`HttpStream`]: counted, with deadlines, until it is a WebSocket.
 
 mod admission;
-mod conn;
 mod forwarded;
-mod frames;
-mod lane;
+mod http_stream;
 
 pub(crate) use admission::{Admission, Permit};
-pub(crate) use conn::{ConnHandle, Owner};
 pub(crate) use forwarded::client_address;
-pub(crate) use frames::write_frame;
-#[cfg(fuzzing)]
-pub(crate) use lane::model::play as play_lane;
-pub(crate) use lane::{EngineQueue, Lane, Nsp, Segment, Sent};
+pub(crate) use http_stream::{Counted, HttpStream};
 
 use std::{
     io,
@@ -34,7 +26,7 @@ use std::{
 
 use antiphon_metrics::{GatewayMetrics, gateway::Refusal};
 use axum::{Router, body::Body};
-use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http::Request;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -46,7 +38,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use crate::config::Config;
-use conn::Conn;
+use http_stream::Deadlines;
 
 /// hyper's read buffer for one request head: the largest head it takes, and what a connection costs
 /// until it is upgraded. Browsers with cookies send 1–4 kB; 16 kB is what Node takes.
@@ -63,11 +55,15 @@ const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\n\
 /// How long to wait after a failure to accept that would come back at once (no descriptors left).
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Who sent a request, in its extensions until the session takes it out.
-#[derive(Clone)]
-pub(crate) struct Peer {
-    pub(crate) address: IpAddr,
-    pub(crate) conn: Arc<ConnHandle>,
+/// What the kernel may hold of what is written to one client. It would go up to 4 MB by itself; what waits
+/// beyond this waits in the node, where it is shared and counted.
+const SEND_BUFFER_BYTES: u32 = 256 * 1024;
+
+/// Who is at the other end of the connection on which a request came, in its extensions.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    /// The client, or the nearest proxy.
+    pub address: IpAddr,
 }
 
 /// Opens a listening socket.
@@ -77,6 +73,8 @@ pub(crate) fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListene
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     socket.set_reuseaddr(true)?;
+    // Connections that are accepted inherit it.
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.bind(address)?;
     socket.listen(backlog)
 }
@@ -136,9 +134,7 @@ impl Acceptor {
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "cannot set TCP_NODELAY");
                 }
-                let stall_timeout = self.config.session.write_stall_timeout;
-                let conn = Conn::new(stream, stall_timeout, Arc::clone(&self.metrics), permit);
-                self.serve(conn, peer);
+                self.serve(stream, peer, permit);
             }
             Err(reason) => self.refuse(stream, reason),
         }
@@ -154,26 +150,40 @@ impl Acceptor {
         });
     }
 
-    fn serve(&self, conn: Conn, address: IpAddr) {
+    fn serve(&self, stream: TcpStream, address: IpAddr, permit: Permit) {
         let mut http = http1::Builder::new();
+        // The head has a deadline of its own: this one is for connections between two requests.
         http.timer(TokioTimer::new())
-            .header_read_timeout(self.config.server.request_head_timeout)
+            .header_read_timeout(self.config.server.keep_alive_timeout)
             .max_buf_size(REQUEST_HEAD_BYTES_MAX)
             .max_headers(REQUEST_HEADERS_MAX);
-        let peer = Peer { address, conn: conn.handle() };
-        let app = self.app.clone();
+        let deadlines = Deadlines {
+            head: self.config.server.request_head_timeout,
+            stall: self.config.session.write_stall_timeout,
+        };
+        let serving = Arc::new(AtomicBool::new(false));
         let used = Arc::new(AtomicBool::new(false));
-        let serving = Arc::clone(&used);
+        let metrics = Arc::clone(&self.metrics);
+        let stream = HttpStream::new(stream, deadlines, Arc::clone(&serving), metrics, permit);
+        let app = self.app.clone();
+        let was_used = Arc::clone(&used);
         let service = service_fn(move |request: Request<Incoming>| {
+            used.store(true, Ordering::Relaxed);
             serving.store(true, Ordering::Relaxed);
-            let mut request = unpin_head(request).map(Body::new);
-            request.extensions_mut().insert(peer.clone());
-            app.clone().oneshot(request)
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(Remote { address });
+            let answered = app.clone().oneshot(request);
+            let serving = Arc::clone(&serving);
+            async move {
+                let response = answered.await;
+                serving.store(false, Ordering::Relaxed);
+                response
+            }
         });
         let metrics = Arc::clone(&self.metrics);
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
-            let served = http.serve_connection(TokioIo::new(conn), service).with_upgrades();
+            let served = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
             let mut served = std::pin::pin!(served);
             let result = match stop.run_until_cancelled(served.as_mut()).await {
                 Some(result) => result,
@@ -182,17 +192,21 @@ impl Acceptor {
                     served.await
                 }
             };
-            // The deadline for a head also ends connections that idle after a request: no refusal.
-            let head_late =
-                |error: &hyper::Error| error.is_timeout() && !used.load(Ordering::Relaxed);
-            if let Err(error) = result
-                && (error.is_parse() || head_late(&error))
-            {
+            let Err(error) = result else { return };
+            // A connection that ends between two requests is no refusal.
+            let late = || is_late(&error) && !was_used.load(Ordering::Relaxed);
+            if error.is_parse() || late() {
                 metrics.refusals_total.of(Refusal::BadHead).inc();
-                tracing::debug!(client = %address, %error, "request head refused");
+                tracing::debug!(%address, %error, "request head refused");
             }
         });
     }
+}
+
+fn is_late(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error);
+    let source = source.and_then(|source| source.downcast_ref::<io::Error>());
+    error.is_timeout() || source.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
 /// Answers and closes so that the client gets to see the answer: a socket closed with unread bytes
@@ -204,23 +218,4 @@ async fn write_refusal(mut stream: TcpStream) -> io::Result<()> {
     stream.shutdown().await?;
     while stream.read(&mut request).await? > 0 {}
     Ok(())
-}
-
-/// Copies what hyper's request head borrows from its 8 kB read buffer. The engine keeps the head as
-/// long as the session lives, and with it the buffer that any of its header values points into.
-fn unpin_head<B>(request: Request<B>) -> Request<B> {
-    let (mut head, body) = request.into_parts();
-    let mut headers = HeaderMap::with_capacity(head.headers.len());
-    for (name, value) in &head.headers {
-        let name = HeaderName::from_bytes(name.as_str().as_bytes());
-        let value = HeaderValue::from_bytes(value.as_bytes());
-        if let (Ok(name), Ok(value)) = (name, value) {
-            headers.append(name, value);
-        }
-    }
-    head.headers = headers;
-    if let Ok(uri) = head.uri.to_string().parse() {
-        head.uri = uri;
-    }
-    Request::from_parts(head, body)
 }

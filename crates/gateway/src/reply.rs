@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use antiphon_adapter::Namespace;
-use antiphon_metrics::gateway::{CloseReason, Outcome};
+use antiphon_metrics::gateway::Outcome;
 use serde::Serialize;
-use socketioxide::{
-    SendError, SocketError, extract::AckSender, handler::FromMessageParts, socket::Socket,
-};
-use socketioxide_core::{Value, packet::Packet};
 
-use crate::{events::Adapter, sessions::Session};
+use crate::{
+    namespaces::{Entry, Session},
+    packet::{write_ack, write_event},
+};
 
 /// The body of an acknowledgement, and of an `error` event.
 #[derive(Debug, Serialize)]
@@ -28,25 +26,15 @@ struct Body<'a> {
 /// The way back to the sender of one event.
 #[derive(Clone)]
 pub(crate) struct Reply {
-    socket: Arc<Socket<Adapter>>,
-    namespace: Namespace,
-    session: Arc<Session>,
-    ack: Option<i64>,
+    pub(crate) session: Arc<Session>,
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) ack: Option<u64>,
 }
 
 impl Reply {
-    pub(crate) fn new(
-        socket: Arc<Socket<Adapter>>,
-        namespace: Namespace,
-        session: Arc<Session>,
-        ack: Option<i64>,
-    ) -> Self {
-        Self { socket, namespace, session, ack }
-    }
-
     /// Acknowledges the event if the sender asked for that; else, if it was refused, says so with
     /// the event's name (empty when it has none).
-    pub(crate) fn send(self, outcome: Outcome, event: &str) {
+    pub(crate) fn send(&self, outcome: Outcome, event: &str) {
         let done = |scope| Body { ok: true, scope, error: None, event: None };
         let body = match outcome {
             Outcome::Ignored => return,
@@ -57,25 +45,18 @@ impl Reply {
                 Body { ok: false, scope: None, error: Some(refused.as_str()), event }
             }
         };
-        if self.ack.is_some() {
-            let sent = self.acknowledge(&body);
-            // A client that does not read its answers is as slow as one that does not read events.
-            if let Err(SendError::Socket(SocketError::InternalChannelFull)) = sent {
-                self.session.close(CloseReason::SlowConsumer);
-            }
-        } else if !body.ok
-            && let Ok(arguments) = serde_json::to_string(&("error", &body))
-        {
-            let event =
-                Packet::event(self.socket.ns().to_owned(), Value::Str(arguments.into(), None));
-            self.namespace.send(self.socket.id, event);
+        let path = self.entry.path();
+        let text = match self.ack {
+            Some(ack) => to_json(&[&body]).map(|json| write_ack(path, ack, &json, 0)),
+            None if body.ok => return,
+            None => to_json(&("error", &body)).map(|json| write_event(path, None, &json, 0)),
+        };
+        if let Some(text) = text {
+            self.entry.send_text(&self.session, &text);
         }
     }
+}
 
-    fn acknowledge(&self, body: &Body<'_>) -> Result<(), SendError> {
-        // An AckSender cannot be made directly, only extracted; this extraction has no way to fail.
-        let mut unused = Value::Str("".into(), None);
-        let Ok(sender) = AckSender::from_message_parts(&self.socket, &mut unused, &self.ack);
-        sender.send(body)
-    }
+fn to_json(value: &impl Serialize) -> Option<String> {
+    serde_json::to_string(value).ok()
 }

@@ -68,7 +68,6 @@ async fn antiphon(role: &Role) -> Result<()> {
         ("admin.listen", String::new()),
         ("log.filter", "warn".to_owned()),
         ("session.ping_interval", ping_interval),
-        ("session.send_queue_packets", waiting(1024)),
         ("session.send_queue_bytes", waiting_bytes(4 << 20)),
         ("redis.url", format!("redis://{}", role.redis)),
         ("redis.publish_queue_messages", waiting(65_536)),
@@ -81,6 +80,8 @@ async fn antiphon(role: &Role) -> Result<()> {
     Telemetry::start(&config)?;
     let listeners = Listeners::bind(&config).await?;
     let node = Node::new(config)?;
+    // socketioxide knows the namespaces that have a handler.
+    node.io().ns("/", async || {});
     // Its broadcasts wait for nothing.
     control(node.io(), 1);
     node.serve(listeners, Shutdown::on_signals()?).await?;

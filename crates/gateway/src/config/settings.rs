@@ -167,6 +167,7 @@ fn server(s: &mut Section<'_>) -> Read<Server> {
     let max_connections_per_ip = s.get("max_connections_per_ip", whole(1..=COUNT_MAX));
     let request_head_timeout = timeout(s, "request_head_timeout");
     let request_body_timeout = timeout(s, "request_body_timeout");
+    let keep_alive_timeout = timeout(s, "keep_alive_timeout");
 
     let transports = transports?;
     Ok(Server {
@@ -179,6 +180,7 @@ fn server(s: &mut Section<'_>) -> Read<Server> {
         max_connections_per_ip: max_connections_per_ip?,
         request_head_timeout: request_head_timeout?,
         request_body_timeout: request_body_timeout?,
+        keep_alive_timeout: keep_alive_timeout?,
     })
 }
 
@@ -260,6 +262,10 @@ fn web_origin(value: &Value) -> Parsed<String> {
     let wanted =
         || "want \"*\" or scheme://host[:port], such as \"https://example.com\"".to_owned();
     let origin = text(value).map_err(|_| wanted())?.to_ascii_lowercase();
+    // What pages send that are no web pages: of an app's own files, or of a sandbox.
+    if origin == "null" || origin == "file://" {
+        return Ok(origin);
+    }
     let (scheme, authority) = origin.split_once("://").ok_or_else(wanted)?;
     if authority.contains('/') {
         return Err(format!("{}, without a path or a slash at the end", wanted()));
@@ -297,20 +303,49 @@ fn session(s: &mut Section<'_>) -> Read<Session> {
     let ping_timeout = timeout(s, "ping_timeout");
     let connect_timeout = timeout(s, "connect_timeout");
     let upgrade_timeout = timeout(s, "upgrade_timeout");
-    // Twice what the stage delivers before writers have their turn: a queue that such a burst fills
-    // would cost every client its connection.
-    let send_queue_packets = s.get("send_queue_packets", whole(256..=COUNT_MAX));
     let send_queue_bytes = s.get("send_queue_bytes", size(MESSAGE_BYTES_MIN..=usize::MAX));
     let write_stall_timeout = timeout(s, "write_stall_timeout");
+    let cookie = s.get("cookie", |value| match text(value) {
+        Ok(name) if name.chars().all(is_cookie_char) => Ok(name),
+        _ => Err("want the name of a cookie, such as \"io\", or \"\"".to_owned()),
+    });
     Ok(Session {
         ping_interval: ping_interval?,
         ping_timeout: ping_timeout?,
         connect_timeout: connect_timeout?,
         upgrade_timeout: upgrade_timeout?,
-        send_queue_packets: send_queue_packets?,
         send_queue_bytes: send_queue_bytes?,
         write_stall_timeout: write_stall_timeout?,
+        cookie: Some(cookie?).filter(|name| !name.is_empty()),
     })
+}
+
+/// RFC 6265, section 4.1.1: a token.
+fn is_cookie_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c)
+}
+
+/// Below this many of the largest messages, a few clients could keep all others out.
+const MEMORY_MESSAGES_MIN: usize = 4;
+
+/// The part of the memory that waits for clients or comes from them, unless it is set.
+const MEMORY_PART: usize = 2;
+
+/// Without a limit that can be read: what the smallest machines have.
+const MEMORY_FALLBACK: usize = 256 << 20;
+
+/// Half of what the container may have, or the machine has.
+fn derived_memory() -> usize {
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<usize>().ok();
+    let container = number("/sys/fs/cgroup/memory.max")
+        .or_else(|| number("/sys/fs/cgroup/memory/memory.limit_in_bytes"));
+    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        let kilobytes: usize = total.trim().strip_suffix(" kB")?.parse().ok()?;
+        Some(kilobytes * 1024)
+    });
+    let all = container.into_iter().chain(machine).min();
+    all.map_or(MEMORY_FALLBACK, |all| all / MEMORY_PART)
 }
 
 fn limits(s: &mut Section<'_>) -> Read<Limits> {
@@ -321,6 +356,21 @@ fn limits(s: &mut Section<'_>) -> Read<Limits> {
     let max_json_depth = s.get("max_json_depth", whole(1..=1000));
     let max_rooms_per_socket = s.get("max_rooms_per_socket", whole(1..=1_000_000));
     let max_room_name_bytes = s.get("max_room_name_bytes", size(1..=65_536));
+    let memory = s.get("memory", size(0..=usize::MAX));
+    let max_unconnected_sessions = s.get("max_unconnected_sessions", whole(1..=COUNT_MAX));
+    let max_unconnected_sessions_per_ip =
+        s.get("max_unconnected_sessions_per_ip", whole(1..=COUNT_MAX));
+    // What is smaller than a few messages would refuse everybody.
+    let memory = memory.and_then(|memory| match (memory, &max_message_bytes) {
+        (0, _) => Ok(derived_memory()),
+        (memory, Ok(message)) if memory < message.saturating_mul(MEMORY_MESSAGES_MIN) => {
+            let right = format!(
+                "want 0, or at least {MEMORY_MESSAGES_MIN} times limits.max_message_bytes ({message})"
+            );
+            Err(s.refuse("memory", right))
+        }
+        (memory, _) => Ok(memory),
+    });
     Ok(Limits {
         max_message_bytes: max_message_bytes?,
         max_attachments: max_attachments?,
@@ -328,6 +378,9 @@ fn limits(s: &mut Section<'_>) -> Read<Limits> {
         max_json_depth: max_json_depth?,
         max_rooms_per_socket: max_rooms_per_socket?,
         max_room_name_bytes: max_room_name_bytes?,
+        memory: memory?,
+        max_unconnected_sessions: max_unconnected_sessions?,
+        max_unconnected_sessions_per_ip: max_unconnected_sessions_per_ip?,
     })
 }
 

@@ -92,7 +92,6 @@ fn values_that_are_wrong() {
         ("cors", "allowed_origins", r#"["*", "https://a.example"]"#, r#"want "*" alone"#),
         ("session", "ping_interval", r#""soon""#, r#"want a duration, such as "10s""#),
         ("session", "ping_timeout", r#""25h""#, "to 1day"),
-        ("session", "send_queue_packets", "255", "from 256 to"),
         ("session", "send_queue_bytes", "1023", "bytes from 1024"),
         ("redis", "prefix", r#""""#, "want what the channels' names begin with"),
         ("redis", "protocol", r#""resp1""#, r#"want "resp2" or "resp3""#),
@@ -140,8 +139,7 @@ fn items_of_lists_that_are_wrong_are_named_one_by_one() {
         ],
     );
     check(r#"server.transports = ["carrier pigeon"]"#, &[], &[&["server.transports[0]: want"]]);
-    for origin in ["a.example", "https://", "https://a b", "https://a:port", "http://[::z]", "null"]
-    {
+    for origin in ["a.example", "https://", "https://a b", "https://a:port", "http://[::z]"] {
         let file = format!("cors.allowed_origins = [{origin:?}]");
         check(&file, &[], &[&["cors.allowed_origins[0]: want", "scheme://host[:port]", origin]]);
     }

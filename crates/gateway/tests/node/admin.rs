@@ -37,7 +37,8 @@ async fn readiness_says_each_condition() {
     let (status, body) = get(node.admin, "/readyz").await;
     let body: Value = serde_json::from_str(&body).expect("JSON");
     let conditions = json!({
-        "started": true, "not_draining": true, "not_overloaded": true, "not_stuck": true
+        "started": true, "not_draining": true, "not_overloaded": true, "memory": true,
+        "not_stuck": true
     });
     assert_eq!(
         (status, body),

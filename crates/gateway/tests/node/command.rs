@@ -273,10 +273,14 @@ async fn who_does_not_read_the_log_does_not_stop_the_node() {
         Running::start(&[&free[..], &["--set", "log.filter=trace"]].concat());
     let (address, admin) = addresses(&start);
     let mut client = Client::connect(address).await;
-    // Some ten lines each, of 200 bytes: a pipe holds 64 KiB, and 16,384 lines wait.
-    for number in 0..2_000 {
-        client.ask(number, json!(["server_message", "x"])).await;
-        client.event().await;
+    // A line each, of 100 bytes: a pipe holds 64 KiB, and 16,384 lines wait.
+    for _ in 0..200 {
+        for _ in 0..100 {
+            client.emit(json!(["server_message", "x"])).await;
+        }
+        for _ in 0..100 {
+            client.event().await;
+        }
     }
     let (_, metrics) = get(admin, "/metrics").await;
     let dropped =

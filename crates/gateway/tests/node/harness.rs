@@ -79,7 +79,7 @@ impl TestNode {
         self.until("antiphon_gateway_connections ", 0.0).await;
         self.until("antiphon_gateway_stage_events ", 0.0).await;
         self.until("antiphon_gateway_stage_bytes ", 0.0).await;
-        self.until("antiphon_gateway_queues_waiting_bytes ", 0.0).await;
+        self.until("antiphon_gateway_memory_bytes ", 0.0).await;
         for counted in ["sessions", "sockets"] {
             let opened = format!("antiphon_gateway_{counted}_opened_total{{");
             let closed = format!("antiphon_gateway_{counted}_closed_total{{");
