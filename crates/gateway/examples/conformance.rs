@@ -1,9 +1,13 @@
-//! What the public protocol test suites expect of a server, on port 3000:
+//! What the public protocol test suites expect of a server:
 //! the `test-suite` folders of socketio/socket.io-protocol and socketio/engine.io-protocol.
 //!
 //! ```text
 //! cargo run --release --example conformance
+//! cargo run --release --example conformance -- --listen 127.0.0.1:0 --set log.filter=debug
 //! ```
+//!
+//! It listens on port 3000, where the suites look for it, unless told otherwise, and prints its
+//! address. The tests in `tests/interop` (`protocol-*.test.mjs`) check the same clauses with it.
 //!
 //! Listener, request checks, engine settings and adapter are the node's own. The handlers are written
 //! here, because the suite wants acknowledgements with the arguments of the event, which no rule
@@ -13,8 +17,10 @@
 use std::sync::Arc;
 
 use antiphon_gateway::{Adapter, Listeners, Node, Shutdown, config::Config, telemetry::Telemetry};
+use anyhow::Context;
 use axum::Router;
 use bytes::Bytes;
+use clap::Parser;
 use engineioxide::{
     DisconnectReason, Socket, Str, config::EngineIoConfig, handler::EngineIoHandler,
     service::EngineIoService,
@@ -37,12 +43,36 @@ const SETTINGS: [(&str, &str); 7] = [
     ("namespaces", "/,/custom"),
 ];
 
+/// As the node's own.
+#[derive(Debug, Parser)]
+struct Args {
+    #[arg(long)]
+    listen: Option<String>,
+    #[arg(long)]
+    set: Vec<String>,
+}
+
+impl Args {
+    /// The settings of the suites, and over them those of the command line.
+    fn settings(self) -> anyhow::Result<Vec<(String, String)>> {
+        let mut settings: Vec<_> =
+            SETTINGS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        for setting in &self.set {
+            let (key, value) = setting.split_once('=').context("want KEY=VALUE")?;
+            settings.push((key.to_owned(), value.to_owned()));
+        }
+        settings.extend(self.listen.map(|address| ("server.listen".to_owned(), address)));
+        Ok(settings)
+    }
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let settings = SETTINGS.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let settings = Args::parse().settings()?;
     let config = Config::load(None, std::iter::empty(), &settings)?.config;
     Telemetry::start(&config)?;
     let listeners = Listeners::bind(&config).await?;
+    println!("http://{}", listeners.public.local_addr()?);
     let routes = Router::new().fallback_service(echo_engine(&config));
     let node = Node::with_routes(config, routes)?;
     for namespace in ["/", "/custom"] {

@@ -24,6 +24,9 @@ export const DEADLINE_MS = Number(process.env.INTEROP_DEADLINE_MS ?? 10_000);
 // A client waits up to 1.5 s before its first attempt to reconnect, 3 s before its second, 5 s before later ones.
 export const RECONNECT_DEADLINE_MS = 20_000;
 
+// For what may take several steps: a server to start, Redis to come back.
+const UNTIL_MS = 1.5 * DEADLINE_MS;
+
 // A server that answers nothing would cost a deadline in each of hundreds of tests.
 const PATIENCE_MS = 24 * DEADLINE_MS;
 
@@ -34,6 +37,15 @@ export function within(promise, what, ms = DEADLINE_MS) {
     timer = setTimeout(() => reject(new Error(`${what}: nothing within ${ms} ms`)), ms);
   });
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
+
+/** Waits for a condition; asking it again and again is the only way to know. */
+export async function until(condition, what) {
+  const deadline = Date.now() + UNTIL_MS;
+  while (!(await condition())) {
+    if (Date.now() > deadline) throw new Error(`${what}: not within ${UNTIL_MS} ms`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
 }
 
 /** The next `event` of an emitter, within the deadline. */

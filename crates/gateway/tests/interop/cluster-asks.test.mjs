@@ -10,7 +10,8 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { Cast, RULES, SELECTIONS, assertSame, ids } from "./cast.mjs";
 import { normalise } from "./clients.mjs";
-import { Cluster, STAND_INS, example, noCluster, until } from "./cluster.mjs";
+import { Cluster, STAND_INS, noCluster, until } from "./cluster.mjs";
+import { example } from "./server.mjs";
 
 const timeout = 60_000;
 /** How long the nodes wait for answers: here the tests have to wait, too, once. */

@@ -8,30 +8,21 @@ import { fork, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { io as io4 } from "client4";
 import { createClient } from "redis";
-import { DEADLINE_MS, assertArgs, normalise, within } from "./clients.mjs";
+import { assertArgs, normalise, until, within } from "./clients.mjs";
 import { REFERENCE, Server, freePort, listens } from "./server.mjs";
+
+export { until };
 
 export const STAND_INS = Boolean(process.env.CLUSTER_REFERENCE);
 /** A reason to skip a cluster, or false: where there is no Antiphon, and nobody asked for its stand-ins. */
 export const noCluster = REFERENCE && !STAND_INS ? "about Antiphon nodes" : false;
 
-// For what may take several steps: a server to start, Redis to come back.
-const UNTIL_MS = 1.5 * DEADLINE_MS;
 // Longer than the 5 s after which Node gives up on a server that does not answer, and says so.
 const CALL_MS = 8_000;
-
-/** Waits for a condition; asking it again and again is the only way to know. */
-export async function until(condition, what) {
-  const deadline = Date.now() + UNTIL_MS;
-  while (!(await condition())) {
-    if (Date.now() > deadline) throw new Error(`${what}: not within ${UNTIL_MS} ms`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-}
 
 /** Ends a child process that may have ended, or never begun. */
 async function end(child) {
@@ -164,11 +155,6 @@ class AntiphonNode {
     this.crashed = true;
     await this.server.crash();
   }
-}
-
-/** An example program that is a node, too; cargo puts it beside the server. */
-export function example(name) {
-  return process.env.ANTIPHON_BIN && join(dirname(process.env.ANTIPHON_BIN), "examples", name);
 }
 
 export class Cluster {

@@ -2,7 +2,10 @@
 // Node reference server if ANTIPHON_REFERENCE is set.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer, connect as tcpConnect } from "node:net";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 /** Set when the server is the Node one: then what only Antiphon does is not asked for. */
@@ -15,12 +18,18 @@ const START_DEADLINE_MS = 15_000;
 const STOP_DEADLINE_MS = 20_000;
 const OUTPUT_KEPT_CHARS = 16_000;
 
+const script = (name) => fileURLToPath(new URL(name, import.meta.url));
+
+/** An example program that is a node, too; cargo puts it beside the server. */
+export function example(name) {
+  return process.env.ANTIPHON_BIN && join(dirname(process.env.ANTIPHON_BIN), "examples", name);
+}
+
 function commandLine(port, settings, program) {
   const args = ["--listen", `127.0.0.1:${port}`, ...settings];
+  if (program?.endsWith(".mjs")) return [process.execPath, [program, ...args]];
   if (program) return [program, args];
-  if (REFERENCE) {
-    return [process.execPath, [fileURLToPath(new URL("reference.mjs", import.meta.url)), ...args]];
-  }
+  if (REFERENCE) return [process.execPath, [script("reference.mjs"), ...args]];
   if (!process.env.ANTIPHON_BIN) {
     throw new Error("set ANTIPHON_BIN to the path of the server binary (or ANTIPHON_REFERENCE=1)");
   }
@@ -110,6 +119,18 @@ export class Server {
     if (/panicked at/.test(this.#output)) throw this.#error("the server panicked");
   }
 
+  /** The end of what it has printed, its log among it. */
+  get printed() {
+    return this.#output;
+  }
+
+  /** The sum of a metric's values over all labels that `labels` is found in, such as `reason="too_large"`. */
+  async metric(name, labels = "") {
+    const text = await (await fetch(`http://127.0.0.1:${this.adminPort}/metrics`)).text();
+    const lines = text.split("\n").filter((line) => line.startsWith(name) && line.includes(labels));
+    return lines.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(" "))), 0);
+  }
+
   kill() {
     this.#child?.kill("SIGKILL");
   }
@@ -132,9 +153,44 @@ export class Server {
 const servers = new Set();
 process.once("exit", () => servers.forEach((server) => server.kill()));
 
-/** Starts a server on a free port. Whoever starts it stops it. */
-export async function startServer() {
-  const server = new Server(await freePort());
+// Rules are read from a file; all those of a test process lie in one folder.
+let folder = null;
+let files = 0;
+
+/** Writes `[[event]]` rules, such as `{ name: "chat_message", action: "broadcast" }`, and returns the file. */
+function eventsFile(events) {
+  if (!folder) {
+    folder = mkdtempSync(join(tmpdir(), "antiphon-interop-"));
+    process.once("exit", () => rmSync(folder, { recursive: true, force: true }));
+  }
+  const lines = (event) => Object.entries(event).map(([key, value]) => `${key} = ${JSON.stringify(value)}\n`);
+  const file = join(folder, `${++files}.toml`);
+  writeFileSync(file, events.map((event) => `[[event]]\n${lines(event).join("")}`).join("\n"));
+  return file;
+}
+
+/**
+ * Starts a server on a free port. Whoever starts it stops it.
+ *
+ * `settings`: Antiphon's, by key; `events`: rules in the place of the default ones; `admin`: whether operators can
+ * ask for metrics. The Node reference understands the settings that it names itself, and the rules.
+ */
+export async function startServer({ settings = {}, events = null, admin = false } = {}) {
+  const adminPort = admin ? await freePort() : null;
+  const all = { "admin.listen": admin ? `127.0.0.1:${adminPort}` : "", ...settings };
+  const args = Object.entries(all).flatMap(([key, value]) => ["--set", `${key}=${value}`]);
+  if (events) args.push("--config", eventsFile(events));
+  return begin(Object.assign(new Server(await freePort(), args), { adminPort }));
+}
+
+/** Starts the server that the protocol suites expect. */
+export async function startConformance() {
+  const program = REFERENCE ? script("conformance.mjs") : example("conformance");
+  if (!program) throw new Error("set ANTIPHON_BIN to the path of the server binary (or ANTIPHON_REFERENCE=1)");
+  return begin(new Server(await freePort(), [], program));
+}
+
+function begin(server) {
   servers.add(server);
   return server.start();
 }
