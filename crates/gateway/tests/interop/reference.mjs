@@ -1,22 +1,58 @@
 // The Node server that Antiphon replaces, for checking the suite itself:
 // what passes here is what Node does, so a failure of Antiphon is Antiphon's.
 //
-//   node reference.mjs --listen 127.0.0.1:PORT      (other arguments are ignored)
+//   node reference.mjs --listen 127.0.0.1:PORT [--set KEY=VALUE]… [--config FILE]
+//
+// It takes the arguments of Antiphon. Of the settings it knows those below, of a file its [[event]]s with the actions
+// "broadcast" and "echo"; what it does not know it ignores.
 //
 // ANTIPHON_REFERENCE=acks  answers acknowledgements as Antiphon does, which the
 //                          original server never did.
 // REFERENCE_BREAK=<fault>  behaves wrongly on purpose; see `selfcheck`.
+import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { Server } from "socket.io";
 
-const [host, port] = process.argv[process.argv.indexOf("--listen") + 1].split(":");
 const acks = process.env.ANTIPHON_REFERENCE === "acks";
 const fault = process.env.REFERENCE_BREAK ?? "";
 
+const settings = new Map();
+let events = [
+  { name: "chat_message", action: "broadcast" },
+  { name: "server_message", action: "echo" },
+];
+for (let at = 2; at + 1 < process.argv.length; at += 2) {
+  const [option, value] = process.argv.slice(at, at + 2);
+  if (option === "--listen") settings.set("server.listen", value);
+  if (option === "--set") settings.set(...value.split(/=(.*)/s, 2));
+  if (option === "--config") events = parseEvents(readFileSync(value, "utf8"));
+}
+
+/** The rules in a file as `startServer` writes it: what follows a `=` is JSON. */
+function parseEvents(toml) {
+  const tables = toml.split("[[event]]\n").slice(1);
+  const entries = (table) => table.trim().split("\n").map((line) => line.split(/ = (.*)/, 2));
+  return tables.map((table) => Object.fromEntries(entries(table).map(([key, value]) => [key, JSON.parse(value)])));
+}
+
+/** A duration in milliseconds, "300ms" or "20s"; undefined, which is Node's default, if it is not set. */
+function duration(key) {
+  const [, number, unit] = /^(\d+)(ms|s)$/.exec(settings.get(key)) ?? [];
+  return number && Number(number) * { ms: 1, s: 1000 }[unit];
+}
+
+const defined = (options) => Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
+
 const httpServer = createServer((_req, res) => res.writeHead(404).end());
 const io = new Server(httpServer, {
+  ...defined({
+    pingInterval: duration("session.ping_interval"),
+    pingTimeout: duration("session.ping_timeout"),
+    connectTimeout: duration("session.connect_timeout"),
+    upgradeTimeout: duration("session.upgrade_timeout"),
+  }),
   allowEIO3: fault !== "no-eio3",
-  cors: fault === "no-cors" ? undefined : { origin: "*" },
+  cors: fault === "no-cors" ? undefined : { origin: settings.get("cors.allowed_origins")?.split(",") ?? "*" },
   maxHttpBufferSize: fault === "small" ? 800_000 : 1e6,
 });
 if (fault === "any-namespace") io.of(/.*/);
@@ -24,7 +60,8 @@ if (fault === "any-namespace") io.of(/.*/);
 /** `io.emit`, or one of the faults that a server could have in its place. */
 let chats = 0;
 let held = null;
-function broadcast(socket, args) {
+function broadcast(socket, event, args) {
+  const everyone = socket.nsp;
   chats += 1;
   const nth = chats % 20 === 0;
   switch (fault) {
@@ -32,34 +69,34 @@ function broadcast(socket, args) {
       if (nth) return;
       break;
     case "drop-for-one": // one message is lost for one recipient
-      if (nth) return io.except([...io.of("/").sockets.keys()].at(-1)).emit("chat_message", ...args);
+      if (nth) return everyone.except([...everyone.sockets.keys()].at(-1)).emit(event, ...args);
       break;
     case "double":
-      if (nth) io.emit("chat_message", ...args);
+      if (nth) everyone.emit(event, ...args);
       break;
     case "swap": // one message overtakes the one before it
       if (nth) {
-        held = args;
-        return setTimeout(release, 5);
+        held = [event, ...args];
+        return setTimeout(release, 5, everyone);
       }
       break;
     case "not-to-sender":
-      return socket.broadcast.emit("chat_message", ...args);
+      return socket.broadcast.emit(event, ...args);
     case "args": // several arguments become one list
-      return io.emit("chat_message", args.length > 1 ? args : args[0]);
+      return everyone.emit(event, args.length > 1 ? args : args[0]);
     case "binary": // bytes become an array of numbers
-      return io.emit("chat_message", ...JSON.parse(JSON.stringify(args)));
+      return everyone.emit(event, ...JSON.parse(JSON.stringify(args)));
     case "key-order": // objects printed again from a sorted map
-      return io.emit("chat_message", ...args.map(sorted));
+      return everyone.emit(event, ...args.map(sorted));
     case "surrogates": // text that went through a strict UTF-8 string
-      return io.emit("chat_message", ...args.map((a) => (typeof a === "string" ? Buffer.from(a).toString() : a)));
+      return everyone.emit(event, ...args.map((a) => (typeof a === "string" ? Buffer.from(a).toString() : a)));
   }
-  io.emit("chat_message", ...args);
-  if (fault === "swap" && held) release();
+  everyone.emit(event, ...args);
+  if (fault === "swap" && held) release(everyone);
 }
 
-function release() {
-  if (held) io.emit("chat_message", ...held);
+function release(everyone) {
+  if (held) everyone.emit(...held);
   held = null;
 }
 
@@ -68,21 +105,30 @@ function sorted(value) {
   return Object.fromEntries(Object.keys(value).sort().map((key) => [key, sorted(value[key])]));
 }
 
-io.on("connection", (socket) => {
-  console.error(`connected ${socket.id}`);
-  const known = {
-    chat_message: (args) => broadcast(socket, args),
-    server_message: (args) => (fault === "leak" ? io : socket).emit("server_message", ...args),
-  };
-  socket.onAny((event, ...args) => {
-    const ack = typeof args.at(-1) === "function" ? args.pop() : () => {};
-    known[event]?.(args);
-    if (!acks) return;
-    if (fault === "ack-text") return ack("ok");
-    ack(known[event] ? { ok: true } : { ok: false, error: "unknown_event" });
+const ACTIONS = {
+  broadcast,
+  echo: (socket, event, args) => (fault === "leak" ? socket.nsp : socket).emit(event, ...args),
+};
+
+/** Serves a namespace by the rules that it has. */
+function serve(namespace) {
+  const rules = events.filter((event) => (event.namespace ?? "/") === namespace);
+  const known = new Map(rules.map(({ name, action }) => [name, ACTIONS[action]]));
+  io.of(namespace).on("connection", (socket) => {
+    console.error(`connected ${socket.id}`);
+    socket.onAny((event, ...args) => {
+      const ack = typeof args.at(-1) === "function" ? args.pop() : () => {};
+      const name = String(event); // an EventEmitter makes no difference between 7 and "7"
+      known.get(name)?.(socket, name, args);
+      if (!acks) return;
+      if (fault === "ack-text") return ack("ok");
+      ack(known.has(name) ? { ok: true } : { ok: false, error: "unknown_event" });
+    });
+    socket.on("disconnect", (reason) => console.error(`disconnected ${socket.id}: ${reason}`));
   });
-  socket.on("disconnect", (reason) => console.error(`disconnected ${socket.id}: ${reason}`));
-});
+}
+
+for (const namespace of settings.get("namespaces")?.split(",") ?? ["/"]) serve(namespace);
 
 // The original has no handler for SIGTERM: it is gone at once and its clients lose their connection.
 // (`io.close()` would send an Engine.IO "close" packet to those on polling, and python-socketio
@@ -93,4 +139,5 @@ process.once("SIGTERM", () => {
   setTimeout(() => process.exit(0), 100);
 });
 
+const [host, port] = settings.get("server.listen").split(":");
 httpServer.listen(Number(port), host);
