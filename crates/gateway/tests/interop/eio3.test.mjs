@@ -34,10 +34,10 @@ function encode(packets) {
   );
 }
 
-/**
- * Text stands for itself; a packet of bytes becomes a Buffer, without its type. Bytes may also come as
- * base64 behind "b" and the type: the clients take that, whether they asked for it or not.
- */
+/** Bytes that came as base64, behind "b" and the type: JavaScript clients take that unasked, Java ones do not. */
+const fromBase64 = new WeakSet();
+
+/** Text stands for itself; a packet of bytes becomes a Buffer, without its type. */
 function decode(payload, contentType) {
   const packets = [];
   if (contentType.startsWith("text/plain")) {
@@ -61,7 +61,10 @@ function decode(payload, contentType) {
 }
 
 function fromText(packet) {
-  return packet.startsWith(`b${MESSAGE}`) ? Buffer.from(packet.slice(2), "base64") : packet;
+  if (!packet.startsWith(`b${MESSAGE}`)) return packet;
+  const bytes = Buffer.from(packet.slice(2), "base64");
+  fromBase64.add(bytes);
+  return bytes;
 }
 
 class Poller {
@@ -112,6 +115,28 @@ it("bytes arrive as bytes", { timeout }, async () => {
   assert.deepEqual(JSON.parse(json), ["chat_message", "é😀", { a, b: [b] }]);
   assert.deepEqual(await poller.packet(), BYTES);
   assert.deepEqual(await poller.packet(), Buffer.alloc(0));
+  await poller.send("41", "1");
+});
+
+it("bytes arrive in binary framing, as Node has it", { timeout }, async () => {
+  const poller = await Poller.open();
+  // Long enough for a length of several digits, and with text before and behind it.
+  const long = Buffer.alloc(1234, "0123456789abcde\xff", "latin1");
+  peer.emit("chat_message", "é");
+  peer.emit("chat_message", BYTES, long);
+  peer.emit("chat_message", "漢字😀");
+  await peer.expect("chat_message", "é");
+  await peer.expect("chat_message", BYTES, long);
+  await peer.expect("chat_message", "漢字😀");
+  assert.equal(await poller.packet(), '42["chat_message","é"]');
+  assert.match(await poller.packet(), /^452-/);
+  for (const sent of [BYTES, long]) {
+    const got = await poller.packet();
+    assert.deepEqual(got, sent);
+    assert.ok(!fromBase64.has(got), "bytes as base64");
+    assert.equal(poller.contentType, "application/octet-stream");
+  }
+  assert.equal(await poller.packet(), '42["chat_message","漢字😀"]');
   await poller.send("41", "1");
 });
 

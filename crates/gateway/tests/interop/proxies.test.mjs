@@ -6,11 +6,11 @@ import { after, before, describe, it } from "node:test";
 import { Client, VERSIONS, nextEvent, prepare, until, within } from "./clients.mjs";
 import { FAULTS, Proxy } from "./proxy.mjs";
 import { WebSocketLink } from "./raw.mjs";
-import { REFERENCE, antiphonOnly, startServer } from "./server.mjs";
+import { REFERENCE, STOPS_AT_ONCE, antiphonOnly, startServer } from "./server.mjs";
 
 const timeout = 60_000;
 // Short, so that the server gives up a probe, and pings, while a test looks on.
-const SETTINGS = { "session.upgrade_timeout": "500ms", "session.ping_interval": "300ms" };
+const SETTINGS = { ...STOPS_AT_ONCE, "session.upgrade_timeout": "500ms", "session.ping_interval": "300ms" };
 let server;
 
 before(async () => {

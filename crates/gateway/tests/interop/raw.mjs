@@ -49,6 +49,12 @@ export function assertRefused(answer, code, message) {
   assert.deepEqual(JSON.parse(answer.body), { code, message });
 }
 
+/** The same for a WebSocket, where Node has no JSON. */
+export function assertSocketRefused(link, message) {
+  assert.equal(link.status, 400, link.body);
+  assert.ok(link.body.includes(message), link.body);
+}
+
 // --- polling --------------------------------------------------------------------------------------
 
 /**

@@ -169,6 +169,9 @@ function eventsFile(events) {
   return file;
 }
 
+/** For tests that leave sessions behind: whoever is still there when the server stops is closed at once. */
+export const STOPS_AT_ONCE = { "drain.spread": "0s" };
+
 /**
  * Starts a server on a free port. Whoever starts it stops it.
  *

@@ -3,13 +3,13 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { until, within } from "./clients.mjs";
 import { Polling, WebSocketLink, assertRefused } from "./raw.mjs";
-import { antiphonOnly, startServer } from "./server.mjs";
+import { STOPS_AT_ONCE, antiphonOnly, startServer } from "./server.mjs";
 
 const timeout = 30_000;
 let server;
 
 before(async () => {
-  server = await startServer();
+  server = await startServer({ settings: STOPS_AT_ONCE });
 });
 after(() => server?.stop());
 
@@ -116,7 +116,7 @@ describe("an upgrade that fails leaves the session as it was", { concurrency: tr
   });
 
   it("after the time for it, without a word from the client", { timeout }, async () => {
-    const impatient = await startServer({ settings: { "session.upgrade_timeout": "200ms" } });
+    const impatient = await startServer({ settings: { ...STOPS_AT_ONCE, "session.upgrade_timeout": "200ms" } });
     try {
       const polling = await Polling.connect(impatient.url);
       const silent = await WebSocketLink.open(impatient.url, `EIO=4&transport=websocket&sid=${polling.sid}`);
