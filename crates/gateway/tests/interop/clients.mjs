@@ -84,11 +84,12 @@ export class Client {
   #queue = [];
   #waiting = null;
 
-  constructor(socket, name) {
+  /** `events`: the names that it listens to; version 2 cannot listen to all. */
+  constructor(socket, name, events = ["chat_message", "server_message", "error"]) {
     this.socket = socket;
     this.name = name;
     this.disconnects = []; // reasons, in order
-    for (const event of ["chat_message", "server_message", "error"]) {
+    for (const event of events) {
       socket.on(event, (...args) => {
         // Version 2 reports its own transport's errors under a name that a server can send, too.
         if (event === "error" && args[0] instanceof Error) return;
@@ -160,9 +161,9 @@ export function prepare(url, { version, transport }, options = {}) {
   });
 }
 
-/** Opens a client; where an upgrade is due it has happened when this returns. */
-export async function connect(url, voice, options) {
-  const client = new Client(prepare(url, voice, options), voice.name);
+/** Opens a client; where an upgrade is due it has happened when this returns. `events`: as of `Client`. */
+export async function connect(url, voice, options, events) {
+  const client = new Client(prepare(url, voice, options), voice.name, events);
   const { socket } = client;
   const refused = new Promise((_, reject) => {
     socket.once("connect_error", (error) => reject(new Error(`${voice.name} cannot connect: ${error.message}`)));
@@ -182,8 +183,8 @@ export async function connect(url, voice, options) {
 }
 
 /** One client for each voice; if one cannot connect, none stays. */
-export async function connectAll(url, voices, options) {
-  const results = await Promise.allSettled(voices.map((voice) => connect(url, voice, options)));
+export async function connectAll(url, voices, options, events) {
+  const results = await Promise.allSettled(voices.map((voice) => connect(url, voice, options, events)));
   const clients = results.filter(({ value }) => value).map(({ value }) => value);
   const wrong = results.filter(({ reason }) => reason).map(({ reason }) => reason.message);
   if (wrong.length) clients.forEach((client) => client.close());

@@ -6,7 +6,7 @@ import { after, before, describe, it } from "node:test";
 import { Client, VERSIONS, nextEvent, prepare, until, within } from "./clients.mjs";
 import { FAULTS, Proxy } from "./proxy.mjs";
 import { WebSocketLink } from "./raw.mjs";
-import { REFERENCE, STOPS_AT_ONCE, antiphonOnly, startServer } from "./server.mjs";
+import { REFERENCE, STOPS_AT_ONCE, startServer, unlikeNode } from "./server.mjs";
 
 const timeout = 60_000;
 // Short, so that the server gives up a probe, and pings, while a test looks on.
@@ -93,7 +93,7 @@ describe("a proxy that speaks HTTP/1.0 to the server", { concurrency: true }, ()
     });
   }
 
-  it("is answered 400 when it asks for a WebSocket", { timeout, skip: antiphonOnly }, async () => {
+  it("is answered 400 when it asks for a WebSocket", { timeout, skip: unlikeNode }, async () => {
     for (const eio of [3, 4]) {
       const link = await WebSocketLink.open(server.url, `EIO=${eio}&transport=websocket`, { version: "1.0" });
       assert.equal(link.status, 400);

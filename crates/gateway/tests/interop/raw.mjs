@@ -167,10 +167,10 @@ export class WebSocketLink {
     const { hostname, port, host } = new URL(url);
     const socket = (link.socket = tcpConnect({ host: hostname, port, noDelay: true }));
     link.ended = new Promise((resolve) => {
-      let error = null;
-      socket.once("error", (cause) => (error = cause.code ?? cause.message));
-      socket.once("end", () => (link.sawEnd = true));
-      socket.once("close", () => resolve({ fin: Boolean(link.sawEnd), error }));
+      let [fin, error] = [false, null];
+      socket.once("end", () => (fin = true));
+      socket.on("error", (cause) => (error ??= fin ? null : (cause.code ?? cause.message)));
+      socket.once("close", () => resolve({ fin, error }));
     });
     const key = randomBytes(16).toString("base64");
     const fields = {
@@ -321,7 +321,7 @@ export class WebSocketLink {
     return this.#queue;
   }
 
-  /** Waits for the end: `{ fin, error }`, where an error is a reset. */
+  /** Waits for the end: `{ fin, error }`: whether the server has ended its side, and what went wrong before that. */
   closed(what = "a WebSocket is closed by the server") {
     return within(this.ended, what);
   }

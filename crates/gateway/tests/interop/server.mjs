@@ -13,6 +13,9 @@ export const REFERENCE = process.env.ANTIPHON_REFERENCE ?? "";
 /** A reason to skip what only Antiphon does, or false. The acks variant of the reference does it too. */
 export const antiphonOnly = REFERENCE && REFERENCE !== "acks" ? "Antiphon only" : false;
 
+/** A reason to skip what Antiphon does otherwise than Node, on purpose, or false. */
+export const unlikeNode = REFERENCE ? "otherwise than Node" : false;
+
 const START_DEADLINE_MS = 15_000;
 // A drain may be paced, but a handful of clients must not take longer than this.
 const STOP_DEADLINE_MS = 20_000;

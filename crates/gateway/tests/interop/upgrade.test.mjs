@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { until, within } from "./clients.mjs";
 import { Polling, WebSocketLink, assertRefused } from "./raw.mjs";
-import { STOPS_AT_ONCE, antiphonOnly, startServer } from "./server.mjs";
+import { STOPS_AT_ONCE, startServer, unlikeNode } from "./server.mjs";
 
 const timeout = 30_000;
 let server;
@@ -232,7 +232,7 @@ describe("while an upgrade is under way", { concurrency: true }, () => {
   });
 });
 
-describe("a WebSocket that says transport=polling", { skip: antiphonOnly, concurrency: true }, () => {
+describe("a WebSocket that says transport=polling", { skip: unlikeNode, concurrency: true }, () => {
   // As the Dart client on every device opens it when nobody has set its transports.
   it("is a WebSocket, for EIO4", { timeout }, async () => {
     const link = await WebSocketLink.connect(server.url, { query: "EIO=4&transport=polling" });
