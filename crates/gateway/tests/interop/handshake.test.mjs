@@ -144,10 +144,12 @@ describe("a namespace with a query", { concurrency: true }, () => {
     await link.expect("40/chat,");
     link.send('42/chat,["chat_message","named without it"]');
     let packet;
-    do packet = await link.message(); while (!packet.includes("named"));
+    do packet = await link.message();
+    while (!packet.includes("named"));
     assert.equal(packet, '42/chat,["chat_message","named without it"]');
     link.send("41/chat,", '42["chat_message","left"]');
-    do packet = await link.message(); while (packet !== '42["chat_message","left"]');
+    do packet = await link.message();
+    while (packet !== '42["chat_message","left"]');
     link.send("40/chat?token=2");
     await link.expect("40/chat,");
     link.send("40/nowhere?token=1,");

@@ -96,43 +96,74 @@ describe("names of events", () => {
 
   for (const transport of Object.keys(RAW)) {
     for (const [writing, write] of Object.entries(WRITINGS)) {
-      it(`with a rule, ${writing}, by ${transport}`, { timeout }, room.test(async () => {
-        for (const name of NAMES) {
-          await room.senders[transport].send(`42[${write(name)},{"text":"hi"}]`);
-          await room.expect(name, { text: "hi" });
-        }
-        await room.expectNothing(transport);
-      }));
+      it(
+        `with a rule, ${writing}, by ${transport}`,
+        { timeout },
+        room.test(async () => {
+          for (const name of NAMES) {
+            await room.senders[transport].send(`42[${write(name)},{"text":"hi"}]`);
+            await room.expect(name, { text: "hi" });
+          }
+          await room.expectNothing(transport);
+        }),
+      );
     }
 
-    it(`with a rule and an attachment, by ${transport}`, { timeout }, room.test(async () => {
-      const attachment = transport === "polling" ? "bAQID" : Buffer.from([1, 2, 3]);
-      await room.senders[transport].send('451-["chat\\/message",{"_placeholder":true,"num":0}]', attachment);
-      await room.expect("chat/message", Buffer.from([1, 2, 3]));
-      await room.expectNothing(transport);
-    }));
+    it(
+      `with a rule and an attachment, by ${transport}`,
+      { timeout },
+      room.test(async () => {
+        const attachment = transport === "polling" ? "bAQID" : Buffer.from([1, 2, 3]);
+        await room.senders[transport].send('451-["chat\\/message",{"_placeholder":true,"num":0}]', attachment);
+        await room.expect("chat/message", Buffer.from([1, 2, 3]));
+        await room.expectNothing(transport);
+      }),
+    );
 
-    it(`with a rule, as a number, by ${transport}`, { timeout }, room.test(async () => {
-      // Node's EventEmitter makes no difference between 7 and "7", nor do the clients.
-      await room.senders[transport].send('42[7,"seven"]');
-      await room.expect("7", "seven");
-      await room.expectNothing(transport);
-    }));
+    it(
+      `with a rule, as a number, by ${transport}`,
+      { timeout },
+      room.test(async () => {
+        // Node's EventEmitter makes no difference between 7 and "7", nor do the clients.
+        await room.senders[transport].send('42[7,"seven"]');
+        await room.expect("7", "seven");
+        await room.expectNothing(transport);
+      }),
+    );
 
-    it(`without a rule are ignored, by ${transport}`, { timeout }, room.test(async () => {
-      const names = ['"no\\/such"', '"caf\\u00e9 au lait"', '"a\\"c"', '"\\\\"', '"\\ud83d"', '""', "8", "7.5", "-1", "1e3"];
-      for (const name of names) await room.senders[transport].send(`42[${name},"x"]`, `42[${name}]`);
-      await room.expectNothing(transport);
-    }));
+    it(
+      `without a rule are ignored, by ${transport}`,
+      { timeout },
+      room.test(async () => {
+        const names = [
+          '"no\\/such"',
+          '"caf\\u00e9 au lait"',
+          '"a\\"c"',
+          '"\\\\"',
+          '"\\ud83d"',
+          '""',
+          "8",
+          "7.5",
+          "-1",
+          "1e3",
+        ];
+        for (const name of names) await room.senders[transport].send(`42[${name},"x"]`, `42[${name}]`);
+        await room.expectNothing(transport);
+      }),
+    );
   }
 
-  it("without a rule are refused to those who ask", { timeout, skip: antiphonOnly }, room.test(async () => {
-    const link = await room.link();
-    for (const name of ['"no\\/such"', '"caf\\u00e9 au lait"', "8"]) {
-      link.send(`4217[${name},"x"]`);
-      await link.expect('4317[{"ok":false,"error":"unknown_event"}]');
-    }
-  }));
+  it(
+    "without a rule are refused to those who ask",
+    { timeout, skip: antiphonOnly },
+    room.test(async () => {
+      const link = await room.link();
+      for (const name of ['"no\\/such"', '"caf\\u00e9 au lait"', "8"]) {
+        link.send(`4217[${name},"x"]`);
+        await link.expect('4317[{"ok":false,"error":"unknown_event"}]');
+      }
+    }),
+  );
 });
 
 // --- arguments ------------------------------------------------------------------------------------
@@ -147,30 +178,38 @@ describe("arguments", () => {
   for (const transport of Object.keys(RAW)) {
     for (const [name, space] of Object.entries(SPACES)) {
       // The JavaScript clients read white space there as an ack id, and call listeners with one argument more.
-      it(`behind ${name}, by ${transport}`, { timeout }, room.test(async () => {
-        const sender = room.senders[transport];
-        await sender.send(`42${space}["chat_message","x"]`);
-        await room.expect("chat_message", "x");
-        await sender.send(`42${space}[${space}"chat_message"${space},${space}{"a":${space}1}${space}]${space}`);
-        await room.expect("chat_message", { a: 1 });
-        await sender.send(`429${space}["chat_message","with an ack"]`);
-        await room.expect("chat_message", "with an ack");
-        const attachment = transport === "polling" ? "bAQID" : Buffer.from([1, 2, 3]);
-        await sender.send(`451-${space}["chat_message",{"_placeholder":true,"num":0}]`, attachment);
-        await room.expect("chat_message", Buffer.from([1, 2, 3]));
-      }));
+      it(
+        `behind ${name}, by ${transport}`,
+        { timeout },
+        room.test(async () => {
+          const sender = room.senders[transport];
+          await sender.send(`42${space}["chat_message","x"]`);
+          await room.expect("chat_message", "x");
+          await sender.send(`42${space}[${space}"chat_message"${space},${space}{"a":${space}1}${space}]${space}`);
+          await room.expect("chat_message", { a: 1 });
+          await sender.send(`429${space}["chat_message","with an ack"]`);
+          await room.expect("chat_message", "with an ack");
+          const attachment = transport === "polling" ? "bAQID" : Buffer.from([1, 2, 3]);
+          await sender.send(`451-${space}["chat_message",{"_placeholder":true,"num":0}]`, attachment);
+          await room.expect("chat_message", Buffer.from([1, 2, 3]));
+        }),
+      );
     }
   }
 
-  it("arrive without white space before the list", { timeout }, room.test(async () => {
-    const [sender, recipient] = [await room.link(), await room.link()];
-    sender.send('42 \n["chat_message","x"]');
-    await recipient.expect('42["chat_message","x"]');
-    await room.expect("chat_message", "x");
-    sender.send('451-\t["chat_message",{"_placeholder":true,"num":0}]', Buffer.from([1]));
-    await recipient.expect('451-["chat_message",{"_placeholder":true,"num":0}]', Buffer.from([1]));
-    await room.expect("chat_message", Buffer.from([1]));
-  }));
+  it(
+    "arrive without white space before the list",
+    { timeout },
+    room.test(async () => {
+      const [sender, recipient] = [await room.link(), await room.link()];
+      sender.send('42 \n["chat_message","x"]');
+      await recipient.expect('42["chat_message","x"]');
+      await room.expect("chat_message", "x");
+      sender.send('451-\t["chat_message",{"_placeholder":true,"num":0}]', Buffer.from([1]));
+      await recipient.expect('451-["chat_message",{"_placeholder":true,"num":0}]', Buffer.from([1]));
+      await room.expect("chat_message", Buffer.from([1]));
+    }),
+  );
 
   describe("with placeholders for attachments", () => {
     const GOOD = '{"_placeholder":true,"num":0}';
@@ -194,33 +233,45 @@ describe("arguments", () => {
     // Python clients take any truthy one, and never hear again after one that is wrong; Node relays some of them and
     // closes the sender for others.
     for (const bad of BAD) {
-      it(`${bad} is refused`, { timeout, skip: unlikeNode }, room.test(async () => {
-        const link = await room.link();
-        for (const args of [`${GOOD},${bad}`, `${bad},${GOOD}`]) {
-          link.send(`451-["chat_message",${args}]`, Buffer.from([1]));
-          await link.expect('42["error",{"ok":false,"error":"malformed","event":"chat_message"}]');
-          link.send(`451-5["chat_message",${args}]`, Buffer.from([1]));
-          await link.expect('435[{"ok":false,"error":"malformed"}]');
-        }
-        link.send(MARKER);
-        await link.expect(MARKER);
-        await room.expect("chat_message", "marker");
-      }));
+      it(
+        `${bad} is refused`,
+        { timeout, skip: unlikeNode },
+        room.test(async () => {
+          const link = await room.link();
+          for (const args of [`${GOOD},${bad}`, `${bad},${GOOD}`]) {
+            link.send(`451-["chat_message",${args}]`, Buffer.from([1]));
+            await link.expect('42["error",{"ok":false,"error":"malformed","event":"chat_message"}]');
+            link.send(`451-5["chat_message",${args}]`, Buffer.from([1]));
+            await link.expect('435[{"ok":false,"error":"malformed"}]');
+          }
+          link.send(MARKER);
+          await link.expect(MARKER);
+          await room.expect("chat_message", "marker");
+        }),
+      );
     }
 
     for (const value of ["false", "null"]) {
-      it(`"_placeholder":${value} is a value as any other`, { timeout }, room.test(async () => {
-        const link = await room.link();
-        link.send(`451-["chat_message",${GOOD},{"_placeholder":${value},"num":7}]`, Buffer.from([1]));
-        await room.expect("chat_message", Buffer.from([1]), { _placeholder: JSON.parse(value), num: 7 });
-      }));
+      it(
+        `"_placeholder":${value} is a value as any other`,
+        { timeout },
+        room.test(async () => {
+          const link = await room.link();
+          link.send(`451-["chat_message",${GOOD},{"_placeholder":${value},"num":7}]`, Buffer.from([1]));
+          await room.expect("chat_message", Buffer.from([1]), { _placeholder: JSON.parse(value), num: 7 });
+        }),
+      );
     }
 
-    it("without an attachment they are values as any other", { timeout }, room.test(async () => {
-      const link = await room.link();
-      link.send('42["chat_message",{"_placeholder":true,"num":0},{"_placeholder":1}]');
-      await room.expect("chat_message", { _placeholder: true, num: 0 }, { _placeholder: 1 });
-    }));
+    it(
+      "without an attachment they are values as any other",
+      { timeout },
+      room.test(async () => {
+        const link = await room.link();
+        link.send('42["chat_message",{"_placeholder":true,"num":0},{"_placeholder":1}]');
+        await room.expect("chat_message", { _placeholder: true, num: 0 }, { _placeholder: 1 });
+      }),
+    );
   });
 
   describe("with huge numbers", () => {
@@ -231,35 +282,43 @@ describe("arguments", () => {
       ["5000 digits, nested", `{"a":[1,{"b":${digits(5000)}}]}`],
     ]) {
       // Python raises where it reads more than 4300 digits. Node sends null for what is beyond its numbers.
-      it(name, { timeout }, room.test(async () => {
-        const link = await room.link();
-        link.send(`42["chat_message",${json}]`, MARKER);
-        await everyone(room.clients, async (client) => {
-          let { args } = await client.next();
-          if (args[0] !== "marker") {
-            const as = JSON.stringify(args);
-            assert.equal(as, JSON.stringify([JSON.parse(json)]), `${client.name} got ${as.slice(0, 80)}`);
-            ({ args } = await client.next());
+      it(
+        name,
+        { timeout },
+        room.test(async () => {
+          const link = await room.link();
+          link.send(`42["chat_message",${json}]`, MARKER);
+          await everyone(room.clients, async (client) => {
+            let { args } = await client.next();
+            if (args[0] !== "marker") {
+              const as = JSON.stringify(args);
+              assert.equal(as, JSON.stringify([JSON.parse(json)]), `${client.name} got ${as.slice(0, 80)}`);
+              ({ args } = await client.next());
+            }
+            assert.deepEqual(args, ["marker"], client.name);
+          });
+          // On the wire, which others read.
+          for (;;) {
+            const packet = await link.message();
+            assert.ok(!/\d{4301}/.test(packet), `relayed as ${packet.slice(0, 80)}…`);
+            if (packet === MARKER) break;
           }
-          assert.deepEqual(args, ["marker"], client.name);
-        });
-        // On the wire, which others read.
-        for (;;) {
-          const packet = await link.message();
-          assert.ok(!/\d{4301}/.test(packet), `relayed as ${packet.slice(0, 80)}…`);
-          if (packet === MARKER) break;
-        }
-      }));
+        }),
+      );
     }
 
-    it("with 4300 digits and fewer they are numbers", { timeout }, room.test(async () => {
-      const link = await room.link();
-      link.send(`42["chat_message",${digits(300)},1e400,12345678901234567890]`);
-      await everyone(room.clients, async (client) => {
-        const { args } = await client.next();
-        assert.deepEqual([args[0], args[2]], [1e300, 12345678901234567000], client.name);
-      });
-    }));
+    it(
+      "with 4300 digits and fewer they are numbers",
+      { timeout },
+      room.test(async () => {
+        const link = await room.link();
+        link.send(`42["chat_message",${digits(300)},1e400,12345678901234567890]`);
+        await everyone(room.clients, async (client) => {
+          const { args } = await client.next();
+          assert.deepEqual([args[0], args[2]], [1e300, 12345678901234567000], client.name);
+        });
+      }),
+    );
   });
 });
 
@@ -337,7 +396,9 @@ describe("a message above the limit", () => {
     "in one frame": (link) => link.send(text(LIMIT + 1)),
     "in bytes": (link) => link.send('451-["server_message",{"_placeholder":true,"num":0}]', Buffer.alloc(LIMIT + 1)),
     "in many frames": (link) => {
-      const parts = Array.from({ length: 11 }, (_, n) => frame("x".repeat(LIMIT / 10), { opcode: n ? 0 : 1, fin: n === 10 }));
+      const parts = Array.from({ length: 11 }, (_, n) =>
+        frame("x".repeat(LIMIT / 10), { opcode: n ? 0 : 1, fin: n === 10 }),
+      );
       link.socket.write(Buffer.concat(parts));
     },
     // The head alone says that it is too large.

@@ -134,7 +134,7 @@ class Eio3 {
 
   decode(payload) {
     const packets = [];
-    for (let rest = payload; rest; ) {
+    for (let rest = payload; rest;) {
       const start = rest.indexOf(":") + 1;
       const end = start + Number.parseInt(rest, 10); // in characters, as JavaScript counts them
       packets.push(rest.slice(start, end));
@@ -317,7 +317,12 @@ describe("a session that its client closes", { concurrency: true }, () => {
     const polling = await Polling.connect(server.url);
     // Others talk on this server, too.
     const mine = `closing ${polling.sid}`;
-    await polling.send(event("chat_message", mine, 1), event("chat_message", mine, 2), "1", event("chat_message", mine, 3));
+    await polling.send(
+      event("chat_message", mine, 1),
+      event("chat_message", mine, 2),
+      "1",
+      event("chat_message", mine, 3),
+    );
     const heard = [];
     witness.emit("chat_message", mine, "end");
     for (;;) {

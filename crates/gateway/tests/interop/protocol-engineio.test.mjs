@@ -164,7 +164,11 @@ describe("Engine.IO protocol", { concurrency: true }, () => {
       const polling = await open();
       assert.deepEqual(await polling.poll(), ["2"]);
       // How the poll that waits is answered is not the suite's concern.
-      await assertClosedAfter(since, PING.intervalMs + PING.timeoutMs, polling.get().catch(() => {}));
+      await assertClosedAfter(
+        since,
+        PING.intervalMs + PING.timeoutMs,
+        polling.get().catch(() => {}),
+      );
       await assertGone(polling);
     });
   });

@@ -253,18 +253,8 @@ describe("Socket.IO protocol", { concurrency: true }, () => {
 
     for (const [name, sent, got, attachments] of [
       ["in text", '42["message",1,"2",{"3":[true]}]', '42["message-back",1,"2",{"3":[true]}]', []],
-      [
-        "with attachments",
-        `452-["message",${PLACEHOLDERS}]`,
-        `452-["message-back",${PLACEHOLDERS}]`,
-        ATTACHMENTS,
-      ],
-      [
-        "in text, acknowledged",
-        '42456["message-with-ack",1,"2",{"3":[false]}]',
-        '43456[1,"2",{"3":[false]}]',
-        [],
-      ],
+      ["with attachments", `452-["message",${PLACEHOLDERS}]`, `452-["message-back",${PLACEHOLDERS}]`, ATTACHMENTS],
+      ["in text, acknowledged", '42456["message-with-ack",1,"2",{"3":[false]}]', '43456[1,"2",{"3":[false]}]', []],
       [
         "with attachments, acknowledged",
         `452-789["message-with-ack",${PLACEHOLDERS}]`,

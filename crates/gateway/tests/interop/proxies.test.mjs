@@ -56,7 +56,11 @@ describe("a client stays on polling", { concurrency: true }, () => {
           await connected;
           await echo(client, ECHOES);
           await until(() => proxy.upgrades.some(({ over }) => over), `${client.name}: its probe ends`);
-          assert.deepEqual(proxy.upgrades.map(({ status }) => status), [101], "the server's answer to upgrades");
+          assert.deepEqual(
+            proxy.upgrades.map(({ status }) => status),
+            [101],
+            "the server's answer to upgrades",
+          );
           await echo(client, ECHOES);
           await assertPollsAreHeld(proxy, client.name);
           await echo(client, 1);

@@ -86,7 +86,8 @@ export class Proxy extends EventEmitter {
     };
     server.on("close", over);
     const lines = [];
-    for (let at = 0; at < req.rawHeaders.length; at += 2) lines.push(`${req.rawHeaders[at]}: ${req.rawHeaders[at + 1]}`);
+    for (let at = 0; at < req.rawHeaders.length; at += 2)
+      lines.push(`${req.rawHeaders[at]}: ${req.rawHeaders[at + 1]}`);
     const version = this.fault === "http10" ? "1.0" : "1.1";
     server.write(`GET ${req.url} HTTP/${version}\r\n${lines.join("\r\n")}\r\n\r\n`);
     server.write(head);

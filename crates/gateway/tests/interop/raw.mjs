@@ -142,7 +142,11 @@ export function frame(message, { opcode, fin = true } = {}) {
   const head = [(fin ? 0x80 : 0) | (opcode ?? (text ? OPCODE.text : OPCODE.binary))];
   if (payload.length < 126) head.push(0x80 | payload.length);
   else if (payload.length < 65_536) head.push(0x80 | 126, payload.length >> 8, payload.length & 255);
-  else head.push(0x80 | 127, ...[56, 48, 40, 32, 24, 16, 8, 0].map((bits) => Math.floor(payload.length / 2 ** bits) & 255));
+  else
+    head.push(
+      0x80 | 127,
+      ...[56, 48, 40, 32, 24, 16, 8, 0].map((bits) => Math.floor(payload.length / 2 ** bits) & 255),
+    );
   const mask = randomBytes(4);
   for (let at = 0; at < payload.length; at++) payload[at] ^= mask[at & 3];
   return Buffer.concat([Buffer.from(head), mask, payload]);
@@ -185,7 +189,9 @@ export class WebSocketLink {
     socket.write(`GET ${path}?${query} HTTP/${version}\r\n${lines.join("")}\r\n`);
     await within(link.#answered(), `the answer to the WebSocket handshake ?${query}`);
     if (link.status === 101) {
-      const accept = createHash("sha1").update(key + ACCEPT_SUFFIX).digest("base64");
+      const accept = createHash("sha1")
+        .update(key + ACCEPT_SUFFIX)
+        .digest("base64");
       assert.equal(link.headers["sec-websocket-accept"], accept);
     }
     return link;
@@ -223,7 +229,10 @@ export class WebSocketLink {
         const rest = this.#bytes.subarray(end + 4);
         this.status = Number(first.split(" ")[1]);
         this.headers = Object.fromEntries(
-          lines.map((line) => [line.slice(0, line.indexOf(":")).toLowerCase(), line.slice(line.indexOf(":") + 1).trim()]),
+          lines.map((line) => [
+            line.slice(0, line.indexOf(":")).toLowerCase(),
+            line.slice(line.indexOf(":") + 1).trim(),
+          ]),
         );
         if (this.status === 101) {
           this.socket.off("data", onData);

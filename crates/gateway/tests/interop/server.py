@@ -1,6 +1,7 @@
 """Starts and stops the server under test, as server.mjs does for the JavaScript clients."""
 
 import atexit
+import json
 import os
 import random
 import shutil
@@ -13,15 +14,26 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 REFERENCE = os.environ.get("ANTIPHON_REFERENCE", "")
 # The Node server does not acknowledge; its "acks" variant does, as Antiphon.
 ANTIPHON_ONLY_SKIPPED = bool(REFERENCE) and REFERENCE != "acks"
+# What Antiphon does otherwise than Node, on purpose.
+UNLIKE_NODE_SKIPPED = bool(REFERENCE)
 
 START_DEADLINE_S = 15
 STOP_DEADLINE_S = 20
 
 
-def _command(port):
+def node_program(name):
+    """The command line that runs a program of this directory under Node.js."""
+    return [shutil.which("node") or "node", os.path.join(HERE, name)]
+
+
+def _command(port, settings, events_file):
     args = ["--listen", f"127.0.0.1:{port}", "--set", "admin.listen="]
+    for key, value in settings.items():
+        args += ["--set", f"{key}={value}"]
+    if events_file:
+        args += ["--config", events_file]
     if REFERENCE:
-        return [shutil.which("node") or "node", os.path.join(HERE, "reference.mjs"), *args]
+        return [*node_program("reference.mjs"), *args]
     if "ANTIPHON_BIN" not in os.environ:
         raise RuntimeError("set ANTIPHON_BIN to the path of the server binary (or ANTIPHON_REFERENCE=1)")
     return [os.environ["ANTIPHON_BIN"], *args]
@@ -41,19 +53,34 @@ def _free_port():
 
 
 class Server:
-    """A server process on a port of its own. Whoever starts it stops it."""
+    """A server process on a port of its own. Whoever starts it stops it.
 
-    def __init__(self):
+    `settings`: by key, and `events`: rules in the place of the default ones, both as `startServer` has them.
+    """
+
+    def __init__(self, settings=None, events=None):
         self.port = _free_port()
+        self._settings = settings or {}
+        self._events_file = self._write(events) if events else None
         self.url = f"http://127.0.0.1:{self.port}"
         self._child = None
         # A file, not a pipe: nobody has to read it for the server to go on.
         self._output = tempfile.TemporaryFile()
         atexit.register(self.kill)
 
+    def _write(self, events):
+        self._folder = tempfile.TemporaryDirectory(prefix="antiphon-interop-")  # gone with this object
+        path = os.path.join(self._folder.name, "events.toml")
+        with open(path, "w", encoding="utf-8") as file:
+            for event in events:
+                lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in event.items()]
+                file.write("".join(["[[event]]\n", *lines]))
+        return path
+
     def start(self):
+        command = _command(self.port, self._settings, self._events_file)
         self._child = subprocess.Popen(
-            _command(self.port), stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT
+            command, stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT
         )
         deadline = time.monotonic() + START_DEADLINE_S
         while not self._listens():

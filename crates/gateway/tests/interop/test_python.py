@@ -18,6 +18,7 @@ TRANSPORTS = {
     "upgrade": ["polling", "websocket"],
     "polling": ["polling"],
 }
+EVENTS = ("chat_message", "server_message", "error")
 DEADLINE_S = float(os.environ.get("INTEROP_DEADLINE_MS", 10_000)) / 1000
 RECONNECT_DEADLINE_S = 20
 
@@ -49,27 +50,35 @@ def short(value):
 class Client:
     """A connected client whose events are read one by one, none skipped."""
 
-    def __init__(self, server, transport, reconnection=False, connect=True, **options):
+    def __init__(
+        self, server, transport, reconnection=False, connect=True, events=EVENTS, request_timeout=5, **options
+    ):
         self.server = server
         self.transport = transport
         self.name = f"python {transport}"
+        self.connects = 0
         self.reasons = []
         self.gone = threading.Event()
         self.connected = threading.Event()
         self._arrived = queue.Queue()
-        self.sio = sio = socketio.Client(reconnection=reconnection)
-        for event in ("chat_message", "server_message", "error"):
+        self.sio = sio = socketio.Client(reconnection=reconnection, request_timeout=request_timeout)
+        for event in events:
             sio.on(event, lambda *args, event=event: self._arrived.put((event, list(args))))
-        sio.on("connect", self.connected.set)
+        sio.on("connect", self._on_connect)
         sio.on("disconnect", self._on_disconnect)
         if connect:
             self.connect(**options)
 
-    def connect(self, query="", **options):
+    def connect(self, query="", uses=None, **options):
+        """`uses`: the transport that it ends with."""
         url = f"{self.server.url}{query}"
         self.sio.connect(url, transports=TRANSPORTS[self.transport], wait_timeout=DEADLINE_S, **options)
-        expected = "polling" if self.transport == "polling" else "websocket"
+        expected = uses or ("polling" if self.transport == "polling" else "websocket")
         assert self.sio.transport() == expected, f"{self.name}: uses {self.sio.transport()}"
+
+    def _on_connect(self):
+        self.connects += 1
+        self.connected.set()
 
     def _on_disconnect(self, reason):
         self.reasons.append(reason)
@@ -79,12 +88,16 @@ class Client:
     def emit(self, event, data=None, **options):
         self.sio.emit(event, data, **options)
 
+    def next(self, what="an event"):
+        """The next event and its arguments, whichever it is."""
+        try:
+            return self._arrived.get(timeout=DEADLINE_S)
+        except queue.Empty:
+            raise AssertionError(f"{self.name} waits for {what}: nothing within {DEADLINE_S} s") from None
+
     def expect(self, event, *args):
         want = (event, list(args))
-        try:
-            got = self._arrived.get(timeout=DEADLINE_S)
-        except queue.Empty:
-            raise AssertionError(f"{self.name} waits for {short(want)}: nothing within {DEADLINE_S} s") from None
+        got = self.next(short(want))
         if got != want:
             raise AssertionError(f"{self.name}: expected {short(want)}, got {short(got)}")
 
@@ -98,7 +111,7 @@ class Client:
             raise AssertionError(f"{self.name}: no ack of {event} within {DEADLINE_S} s") from None
 
     def leave(self):
-        if self.transport == "polling":
+        if self.sio.transport() == "polling":
             # disconnect() would wait for the pending poll; when its writer is busy at that moment, the farewell
             # is never sent and the poll lasts until the server's next ping.
             self.sio.eio.disconnect(abort=True)

@@ -196,7 +196,8 @@ describe("while an upgrade is under way", { concurrency: true }, () => {
     await probe(link);
     await polling.send(echo(1));
     let packet;
-    do packet = await polling.next(); while (packet === "6");
+    do packet = await polling.next();
+    while (packet === "6");
     assert.equal(packet, echo(1));
     link.send("5", echo(2));
     await link.expect(echo(2));
