@@ -7,7 +7,7 @@ import { after, before, describe, it } from "node:test";
 import { Emitter } from "@socket.io/redis-emitter";
 import { encode } from "notepack.io";
 import { Cast, RULES, SELECTIONS, assertSame, ids } from "./cast.mjs";
-import { VOICES, connectAll, normalise } from "./clients.mjs";
+import { VOICES, connectAll, nextEvent, normalise, prepare } from "./clients.mjs";
 import { Cluster, isLinked, leaveClosingToTheServer, noCluster, until } from "./cluster.mjs";
 
 const timeout = 60_000;
@@ -125,6 +125,22 @@ describe("requests in a mixed cluster", { timeout: 5 * timeout, skip: noCluster 
       const sockets = await node(["of", namespace], ["in", id], ["fetchSockets"]);
       assert.deepEqual(sockets.map(({ handshake }) => handshake.auth), [{ token }], namespace);
     }
+  });
+
+  check("fetchSockets() tells the query with which a client of version 2 came to a namespace", async () => {
+    const voice = { name: "v2 websocket", version: 2, transport: "websocket" };
+    const socket = prepare(`${cluster.a.url}/second?token=a%20b&list=1`, voice);
+    cast.guests.push({ close: () => socket.disconnect() });
+    const connected = nextEvent(socket, "connect", "the client comes to its namespace");
+    socket.connect();
+    await connected;
+    const tokens = (await node(["of", "/second"], ["fetchSockets"])).map(({ handshake }) => handshake.auth);
+    assert.deepEqual(
+      tokens.filter((auth) => auth.token),
+      [{ token: "a b", list: "1" }],
+    );
+    const inFirst = await node(["of", "/"], ["fetchSockets"]);
+    assert.deepEqual(inFirst.filter(({ handshake }) => handshake.auth.token), [], "it is of that namespace alone");
   });
 
   check("allRooms() has every room, and every socket's own", async () => {
