@@ -32,8 +32,11 @@ BUSY_S = 15
 # From what happens to an alert that is pending: a scrape (PodMonitor), and an evaluation (Prometheus operator).
 NOTICED_S = 15 + 30
 
-# Memory: twice what an idle connection takes (all come at once), and what a node has beside them (k8s/README.md).
-CONNECTION_BYTES, BESIDE_BYTES = 2 * 20_000, 100e6
+# Memory: what a connection takes, with room for all of them coming at once, and what a node has beside them and beside
+# limits.memory (k8s/README.md). That is this part of the container's limit, unless it is set (settings.rs).
+CONNECTION_BYTES, BESIDE_BYTES, HELD_PART = 20_000, 100e6, 2
+# How long the controllers that k8s/README.md names keep idle connections to a node: Traefik longest.
+CONTROLLER_IDLE_S = 90
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 HANDLERS = {"httpGet", "tcpSocket", "exec", "grpc"}
@@ -58,6 +61,31 @@ def seconds(text):
 def size(text):
     """A size, as ingress-nginx writes it: 2m."""
     return float(text.rstrip("kmg")) * {"k": 2**10, "m": 2**20, "g": 2**30}.get(text[-1], 1)
+
+
+def whole_bytes(value):
+    """A size, as Antiphon's settings have it: 65536, "64KiB", "1MB"."""
+    found = re.fullmatch(r"(\d+)\s*(|B|kB|KB|KiB|MB|MiB|GB|GiB)", str(value))
+    return int(found[1]) * UNITS[found[2].rstrip("B").replace("K", "k" if found[2] == "KB" else "K")]
+
+
+def client_bounds(known, memory):
+    """What is wrong with a node's bounds on its clients, in a container with so much memory."""
+    server, limits = known["server"], known["limits"]
+    held = whole_bytes(limits["memory"]) or memory / HELD_PART
+    if held > memory * 0.6:
+        yield f"limits.memory leaves too little of the limit of memory, {memory:.0f} bytes"
+    if memory - held < BESIDE_BYTES + CONNECTION_BYTES * server["max_connections"]:
+        yield "the limit of memory, without limits.memory, is below what server.max_connections take"
+    if server["max_connections_per_ip"] > server["max_connections"] / 2:
+        yield "server.max_connections_per_ip lets one address, or two, take every place"
+    if limits["max_unconnected_sessions"] > server["max_connections"] / 2:
+        yield "limits.max_unconnected_sessions leaves no places for clients that connect to a namespace"
+    for event in known["event"]:
+        if "rate" not in event:
+            yield f"event {event['name']} has no rate"
+        if whole_bytes(event.get("max_bytes", limits["max_message_bytes"])) >= 1_000_000:
+            yield f"event {event['name']} has no size of its own, nor is limits.max_message_bytes below the default"
 
 
 def fits(selector, labels):
@@ -341,9 +369,9 @@ def resources(cluster):
                     yield f"{who}: requests no {name}"
             if "memory" not in wanted.get("limits", {}):
                 yield f"{who}: no limit of memory"
-            known = known_of(cluster, work) or {"server": {"max_connections": 0}}
-            if (quantity(wanted.get("limits", {}).get("memory")) or 1e12) < BESIDE_BYTES + CONNECTION_BYTES * known["server"]["max_connections"]:
-                yield f"{who}: the limit of memory is below what server.max_connections take"
+            if known := known_of(cluster, work):
+                for wrong in client_bounds(known, quantity(wanted.get("limits", {}).get("memory")) or 1e12):
+                    yield f"{who}: {wrong}"
             for name, limit in wanted.get("limits", {}).items():
                 request = quantity(wanted.get("requests", {}).get(name, 0))
                 if None not in (quantity(limit), request) and quantity(limit) < request:
@@ -583,6 +611,11 @@ def gateway(cluster):
             balancer = policy["spec"].get("loadBalancer", {})
             if balancer.get("type") == "ConsistentHash" and "ttl" in balancer["consistentHash"].get("cookie", {}):
                 sticky.add(target["name"])
+        # Envoy's default is an hour.
+        idle = seconds(policy["spec"].get("timeout", {}).get("http", {}).get("connectionIdleTimeout", "1h"))
+        for known in nodes:
+            if idle >= seconds(known["server"]["keep_alive_timeout"]):
+                yield f"{call(policy)}: keeps idle connections to a node for longer than the node does"
     for route in cluster.of("HTTPRoute"):
         for parent in route["spec"]["parentRefs"]:
             if not cluster.named("Gateway", parent["name"]):
@@ -609,7 +642,11 @@ def gateway(cluster):
 
 
 def way_in(cluster):
-    """Clients come one way, and NetworkPolicies know where from."""
+    """Clients come one way, NetworkPolicies know where from, and nodes do not close what controllers keep."""
+    for work in cluster.workloads():
+        known = known_of(cluster, work)
+        if known and seconds(known["server"]["keep_alive_timeout"]) <= CONTROLLER_IDLE_S:
+            yield f"{call(work)}: server.keep_alive_timeout is not above what controllers keep idle connections for"
     ways = [(thing, thing["spec"].get("ingressClassName") or thing["spec"].get("gatewayClassName")) for thing in cluster.of("Ingress", "Gateway")]
     if len(ways) != 1:
         yield f"{len(ways)} ways in for clients: one is expected"
@@ -635,7 +672,7 @@ def ingress(cluster):
             for key in ("proxy-read-timeout", "proxy-send-timeout"):
                 if float(set_to.get(key, 60)) <= silence + 10:
                     yield f"{call(thing)}: {key} is not above what a client may be silent ({silence:g} s)"
-            if size(str(set_to.get("proxy-body-size", "1m"))) <= known["limits"]["max_message_bytes"]:
+            if size(str(set_to.get("proxy-body-size", "1m"))) <= whole_bytes(known["limits"]["max_message_bytes"]):
                 yield f"{call(thing)}: proxy-body-size is below limits.max_message_bytes"
             paths = [path["path"] for rule in thing["spec"]["rules"] for path in rule["http"]["paths"]]
             if paths != [known["server"]["path"]]:
@@ -710,8 +747,8 @@ def compose(file):
         return
     if seconds(node.get("stop_grace_period", "10s")) < drain_s(known):
         yield f"node: killed after {node.get('stop_grace_period', '10s')}, but leaving may take {drain_s(known):g} s"
-    if memory_limit(node) < BESIDE_BYTES + CONNECTION_BYTES * known["server"]["max_connections"]:
-        yield "node: the limit of memory is below what server.max_connections take"
+    for wrong in client_bounds(known, memory_limit(node)):
+        yield f"node: {wrong}"
     redis = (ROOT / "deploy/redis/redis.conf").read_text()
     bounds = [int(found[1]) for key in ("maxmemory", "maxmemory-clients") if (found := re.search(rf"^{key} (\d+)mb$", redis, re.M))]
     if len(bounds) < 2 or sum(bounds) * 2**20 > 0.8 * memory_limit(services["redis"]):
@@ -729,6 +766,9 @@ def compose(file):
         allowed = seconds(re.search(rf"^ +timeout {key} +(\S+)", balancer, re.M)[1])
         if allowed <= seconds(known["session"]["ping_interval"]) + seconds(known["session"]["ping_timeout"]):
             yield f"haproxy.cfg: timeout {key} is below what a client may be silent"
+    idle = re.search(r"^ +timeout http-keep-alive +(\S+)", balancer, re.M)
+    if not idle or seconds(idle[1]) >= seconds(known["server"]["keep_alive_timeout"]):
+        yield "haproxy.cfg: keeps idle connections for as long as a node does, or longer (timeout http-keep-alive)"
 
 
 CHECKS = (names, selectors, port_names, references, resources, probes, restricted, variables, drain, scaling, network, monitoring, way_in, ingress, gateway)
@@ -784,6 +824,20 @@ def variable(name, value):
     return f"{name}={value}", change
 
 
+def replaced(who, *texts):
+    """In the file that a ConfigMap holds: each text by the one after it."""
+    kind, name = who.split("/")
+
+    def change(cluster):
+        held = next(thing for thing in cluster.of(kind) if thing["metadata"]["name"].startswith(name))
+        for key, value in held["data"].items():
+            for before, after in zip(texts[::2], texts[1::2]):
+                value = re.sub(rf"\b{before}", after, value)
+            held["data"][key] = value
+
+    return f"{who}: {texts}", change
+
+
 def annotation(name, value):
     def change(cluster):
         cluster.of("Ingress")[0]["metadata"]["annotations"][f"nginx.ingress.kubernetes.io/{name}"] = value
@@ -825,6 +879,13 @@ MISTAKES = (
     (drop(f"{FIRST}.resources.requests.cpu"), "requests no cpu"),
     (drop(f"{FIRST}.resources.limits"), "no limit of memory"),
     (variable("ANTIPHON__SERVER__MAX_CONNECTIONS", "40000"), "below what server.max_connections take"),
+    (variable("ANTIPHON__LIMITS__MEMORY", "600MiB"), "below what server.max_connections take"),
+    (variable("ANTIPHON__LIMITS__MEMORY", "1GB"), "leaves too little"),
+    (variable("ANTIPHON__SERVER__MAX_CONNECTIONS_PER_IP", "20000"), "take every place"),
+    (variable("ANTIPHON__LIMITS__MAX_UNCONNECTED_SESSIONS", "20000"), "leaves no places"),
+    (variable("ANTIPHON__SERVER__KEEP_ALIVE_TIMEOUT", "60s"), "keep idle connections"),
+    (replaced("ConfigMap/antiphon", "rate =", "#rate ="), "has no rate"),
+    (replaced("ConfigMap/antiphon", "max_bytes =", "#max_bytes =", "max_message_bytes =", "#max_message_bytes ="), "has no size"),
     (drop("StatefulSet/redis spec.template.spec.volumes.2.emptyDir.sizeLimit"), "no bound"),
     (drop(f"{FIRST}.livenessProbe"), "no livenessProbe"),
     (put(f"{FIRST}.readinessProbe.tcpSocket", {"port": "admin"}), "2 handlers"),
@@ -876,7 +937,7 @@ MISTAKES = (
     (put("NetworkPolicy/antiphon spec.ingress.0.from.0.namespaceSelector.matchLabels", {"kubernetes.io/metadata.name": "nginx"}), "lets ingress-nginx in"),
     (gone("Ingress", "antiphon"), "0 ways in"),
     (annotation("proxy-read-timeout", "50"), "proxy-read-timeout"),
-    (annotation("proxy-body-size", "512k"), "proxy-body-size"),
+    (annotation("proxy-body-size", "128k"), "proxy-body-size"),
     (annotation("affinity", "none"), "do not stay with their node"),
     (annotation("proxy-buffering", "on"), "held back"),
 )
@@ -906,6 +967,8 @@ COMPONENT_MISTAKES = (
     ("with-gateway-api", put("Service/antiphon spec.ports.0.appProtocol", "http"), "speaks WebSocket"),
     ("with-gateway-api", put("BackendTrafficPolicy/antiphon spec.targetRefs.0.name", "nodes"), "no HTTPRoute nodes"),
     ("with-gateway-api", gone("BackendTrafficPolicy", "antiphon"), "do not stay with their node"),
+    ("with-gateway-api", drop("BackendTrafficPolicy/antiphon spec.timeout"), "keeps idle connections"),
+    ("with-gateway-api", put("BackendTrafficPolicy/antiphon spec.timeout.http.connectionIdleTimeout", "2m"), "keeps idle connections"),
     ("with-gateway-api", drop("BackendTrafficPolicy/antiphon spec.loadBalancer.consistentHash.cookie.ttl"), "do not stay with their node"),
     ("with-gateway-api", put("NetworkPolicy/antiphon spec.ingress.0.from.0.namespaceSelector.matchLabels", {"kubernetes.io/metadata.name": "ingress-nginx"}), "lets envoy-gateway-system in"),
     ("with-gateway-api", gone("Gateway", "antiphon"), "0 ways in"),
@@ -924,6 +987,10 @@ COMPOSE_MISTAKES = (
     ("a node within reach", lambda file: file["services"]["node"]["networks"].update(public=None), "no business"),
     ("too many connections", lambda file: file["services"]["node"]["environment"].update(ANTIPHON__SERVER__MAX_CONNECTIONS="100000"), "server.max_connections take"),
     ("as many as the node takes by default", lambda file: file["services"]["node"]["environment"].pop("ANTIPHON__SERVER__MAX_CONNECTIONS"), "server.max_connections take"),
+    ("as much for one address", lambda file: file["services"]["node"]["environment"].pop("ANTIPHON__SERVER__MAX_CONNECTIONS_PER_IP"), "take every place"),
+    ("as many that never connect", lambda file: file["services"]["node"]["environment"].pop("ANTIPHON__LIMITS__MAX_UNCONNECTED_SESSIONS"), "leaves no places"),
+    ("too much for slow clients", lambda file: file["services"]["node"]["environment"].update(ANTIPHON__LIMITS__MEMORY="900MB"), "leaves too little"),
+    ("idle connections that end too soon", lambda file: file["services"]["node"]["environment"].update(ANTIPHON__SERVER__KEEP_ALIVE_TIMEOUT="10s"), "keeps idle connections"),
     ("a small Redis", lambda file: file["services"]["redis"]["deploy"]["resources"]["limits"].update(memory="256m"), "what it may hold"),
     ("a log without end", lambda file: file["services"]["balancer"].pop("logging"), "its log has no bound"),
     ("memory without end", lambda file: file["services"]["prometheus"].pop("deploy"), "its memory has no bound"),
