@@ -9,22 +9,25 @@
 //! It listens on port 3000, where the suites look for it, unless told otherwise, and prints its
 //! address. The tests in `tests/interop` (`protocol-*.test.mjs`) check the same clauses with it.
 //!
-//! Listener, request checks, engine settings and adapter are the node's own. The handlers are written
-//! here, because the suite wants acknowledgements with the arguments of the event, which no rule
-//! gives. The Engine.IO suite wants a bare engine that echoes, at `/engine.io/`: it tests the engine
-//! under the node, behind the node's listener alone.
+//! Listener, transport, namespaces and adapter are the node's own. The handlers are written here, because
+//! the suite wants acknowledgements with the arguments of the event, which no rule gives. The Engine.IO
+//! suite wants an echo, at `/engine.io/`: it tests the node's transport with nothing on top of it.
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
-use antiphon_gateway::{Adapter, Listeners, Node, Shutdown, config::Config, telemetry::Telemetry};
-use anyhow::Context;
-use axum::Router;
-use bytes::Bytes;
-use clap::Parser;
-use engineioxide::{
-    DisconnectReason, Socket, Str, config::EngineIoConfig, handler::EngineIoHandler,
-    service::EngineIoService,
+use antiphon_gateway::{
+    Adapter, Listeners, Node, Remote, Shutdown,
+    config::Config,
+    telemetry::Telemetry,
+    transport::{
+        Budget, FrameBatchBuilder, Handler, Handshake, Message, Session, Settings, Transport,
+    },
 };
+use antiphon_metrics::{GatewayMetrics, Registry, gateway::CloseReason};
+use anyhow::Context;
+use axum::{Router, body::Body};
+use clap::Parser;
+use http::{Request, StatusCode};
 use rmpv::Value;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -32,10 +35,13 @@ use serde::{
     ser::SerializeTuple,
 };
 use socketioxide::extract::{AckSender, Data, SocketRef, TryData};
+use tokio_util::task::TaskTracker;
 
-const SETTINGS: [(&str, &str); 7] = [
+const SETTINGS: [(&str, &str); 8] = [
     ("server.listen", "127.0.0.1:3000"),
     ("admin.listen", ""),
+    // The suites are of revision 4 alone.
+    ("server.allow_eio3", "false"),
     ("session.ping_interval", "300ms"),
     ("session.ping_timeout", "200ms"),
     ("session.connect_timeout", "1s"),
@@ -73,7 +79,7 @@ async fn main() -> anyhow::Result<()> {
     Telemetry::start(&config)?;
     let listeners = Listeners::bind(&config).await?;
     println!("http://{}", listeners.public.local_addr()?);
-    let routes = Router::new().fallback_service(echo_engine(&config));
+    let routes = echo(&config)?;
     let node = Node::with_routes(config, routes)?;
     for namespace in ["/", "/custom"] {
         node.io().ns(namespace, greet);
@@ -135,32 +141,52 @@ impl Serialize for Arguments {
     }
 }
 
-/// An engine that sends back every message.
-fn echo_engine(config: &Config) -> EngineIoService<Echo> {
-    let config = EngineIoConfig::builder()
-        .req_path("/engine.io")
-        .ping_interval(config.session.ping_interval)
-        .ping_timeout(config.session.ping_timeout)
-        .max_payload(config.limits.max_message_bytes as u64)
-        .build();
-    EngineIoService::with_config(Arc::new(Echo), config)
+/// A transport that sends back every message.
+fn echo(config: &Config) -> anyhow::Result<Router> {
+    let metrics = Arc::new(GatewayMetrics::register(&Registry::new())?);
+    let budget = Budget::new(config.limits.memory, metrics.memory_bytes.clone());
+    let echo = Echo(Arc::clone(&budget));
+    let transport =
+        Transport::new(Settings::new(config), budget, metrics, TaskTracker::new(), echo);
+    tokio::spawn(Arc::clone(&transport).run());
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let transport = Arc::clone(&transport);
+        async move {
+            let remote = request.extensions().get::<Remote>().cloned();
+            Ok::<_, Infallible>(match remote {
+                Some(remote) => transport.handle(request, &remote).await,
+                None => {
+                    let mut response = axum::response::Response::default();
+                    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                    response
+                }
+            })
+        }
+    });
+    Ok(Router::new().nest_service("/engine.io", service))
 }
 
-#[derive(Debug)]
-struct Echo;
+struct Echo(Arc<Budget>);
 
-impl EngineIoHandler for Echo {
-    type Data = ();
+impl Handler for Echo {
+    type State = ();
 
-    fn on_connect(self: Arc<Self>, _: Arc<Socket<()>>) {}
+    fn open(&self, _: &Handshake<'_>) {}
 
-    fn on_disconnect(&self, _: Arc<Socket<()>>, _: DisconnectReason) {}
-
-    fn on_message(self: &Arc<Self>, message: Str, socket: Arc<Socket<()>>) {
-        let _ = socket.emit(message);
+    fn opened(&self, session: &Arc<Session<Self>>) {
+        session.establish();
     }
 
-    fn on_binary(self: &Arc<Self>, bytes: Bytes, socket: Arc<Socket<()>>) {
-        let _ = socket.emit_binary(bytes);
+    fn message(&self, session: &Arc<Session<Self>>, message: Message) {
+        let mut frames = FrameBatchBuilder::default();
+        match message {
+            Message::Text(text) => frames.message(&[&text]),
+            Message::Binary(bytes) => frames.binary(&bytes),
+        }
+        session.send_one(&frames.build(1, false, &self.0));
     }
+
+    fn alarm(&self, _: &Arc<Session<Self>>) {}
+
+    fn closed(&self, _: &Arc<Session<Self>>, _: CloseReason) {}
 }

@@ -72,6 +72,8 @@ pub struct Server {
     pub polling: bool,
     /// Whether clients may use WebSocket.
     pub websocket: bool,
+    /// Whether clients may speak Engine.IO 3.
+    pub allow_eio3: bool,
     /// Handshakes the kernel keeps for us while the accept loop is busy.
     pub backlog: u32,
     /// Connections (and, counted apart, sessions) at a time, in all.

@@ -156,7 +156,12 @@ impl DeliverySink for FanOut {
         session.state().disconnected(session, namespace, id, close);
     }
 
-    fn handshake(&self, _: &str, id: SocketId, session: &Arc<Session>) -> Option<wire::Handshake> {
-        session.state().describe(session, id)
+    fn handshake(
+        &self,
+        namespace: &str,
+        id: SocketId,
+        session: &Arc<Session>,
+    ) -> Option<wire::Handshake> {
+        session.state().describe(session, namespace, id)
     }
 }

@@ -113,7 +113,7 @@ struct Conditions {
     started: bool,
     not_draining: bool,
     not_overloaded: bool,
-    /// What it holds for clients is within `limits.memory`.
+    /// What it holds for clients is well within `limits.memory`.
     memory: bool,
     not_stuck: bool,
     /// Peers are reached and heard; not there without peers.
@@ -153,7 +153,8 @@ impl Health {
             (!conditions.started).then_some("it has not reached its peers since it was started"),
             (!conditions.not_draining).then_some("it is shutting down"),
             (!conditions.not_overloaded).then_some("it holds nearly as many events as it may"),
-            (!conditions.memory).then_some("it holds more for its clients than limits.memory"),
+            (!conditions.memory)
+                .then_some("it holds nearly as much for its clients as limits.memory allows"),
             (!conditions.not_stuck).then_some("it is stuck: /healthz says where"),
             bus.as_ref().and_then(|bus| bus.complaint),
         ];
@@ -167,7 +168,8 @@ impl Health {
     }
 
     fn is_out_of_memory(&self) -> bool {
-        self.metrics.memory_bytes.get() > self.metrics.memory_bytes_max.get()
+        // As the transport, which refuses new clients from there on.
+        self.metrics.memory_bytes.get() > self.metrics.memory_bytes_max.get() / 4 * 3
     }
 
     fn is_overloaded(&self) -> bool {
@@ -242,9 +244,9 @@ mod tests {
         health.metrics.stage_bytes.set(0);
         health.metrics.stage_events_max.set(4);
         assert!(health.readiness().ready, "an empty stage is not full, however small");
-        health.metrics.memory_bytes.set(1001);
+        health.metrics.memory_bytes.set(751);
         assert!(!health.readiness().ready && !health.readiness().conditions.memory);
-        health.metrics.memory_bytes.set(1000);
+        health.metrics.memory_bytes.set(750);
         health.state.leave(&health.metrics);
         assert!(!health.readiness().ready && !health.readiness().conditions.not_draining);
     }

@@ -175,8 +175,8 @@ impl Sockets {
     }
 
     /// Whether it was there.
-    fn remove(&mut self, socket: &Socket) -> bool {
-        let place = self.all.iter().position(|one| one.id == socket.id);
+    fn remove(&mut self, socket: &Arc<Socket>) -> bool {
+        let place = self.all.iter().position(|one| Arc::ptr_eq(one, socket));
         place.map(|place| self.all.swap_remove(place)).is_some()
     }
 }
@@ -203,9 +203,14 @@ impl Client {
     }
 
     /// How the client introduced itself, if `id` is one of its sockets.
-    pub(crate) fn describe(&self, session: &Session, id: SocketId) -> Option<wire::Handshake> {
+    pub(crate) fn describe(
+        &self,
+        session: &Session,
+        namespace: &str,
+        id: SocketId,
+    ) -> Option<wire::Handshake> {
         let sockets = self.lock();
-        let socket = sockets.all.iter().find(|socket| socket.id == id)?;
+        let socket = sockets.find(namespace).filter(|socket| socket.id == id)?;
         Some(self.info.describe(session.address(), session.opened(), socket.auth.as_deref()))
     }
 
@@ -247,6 +252,7 @@ impl Client {
             self.engines.fetch_sub(1, Ordering::AcqRel);
             match reason {
                 CloseReason::ClientDisconnect => engine.disconnect(),
+                CloseReason::ServerDisconnect => engine.disconnect_by_server(),
                 _ => engine.close(),
             }
         }
@@ -454,7 +460,7 @@ impl Namespaces {
         let socket = Arc::new(Socket {
             limiters: client.limiters(&entry),
             entry,
-            id: SocketId::random(),
+            id: socket_id(session),
             connected: AtomicBool::new(false),
             engine: OnceLock::new(),
             expected: Mutex::default(),
@@ -555,6 +561,12 @@ impl Shared {
             socket.entry.send_text(session, &refusal);
         }
     }
+}
+
+/// The id of a new socket. Clients of Socket.IO 2 are not told one: they take the session's (Node does, too).
+fn socket_id(session: &Session) -> SocketId {
+    let own = session.id_of_eio3().and_then(|id| id.parse().ok());
+    own.unwrap_or_else(SocketId::random)
 }
 
 /// The client sent what has no meaning: Node closes it.

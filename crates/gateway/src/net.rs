@@ -10,17 +10,14 @@ mod admission;
 mod forwarded;
 mod http_stream;
 
-pub(crate) use admission::{Admission, Permit};
+pub(crate) use admission::{Admission, Permit, group};
 pub(crate) use forwarded::client_address;
-pub(crate) use http_stream::{Counted, HttpStream};
+pub(crate) use http_stream::{ConnectionHandle, Counted, HttpStream};
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -64,6 +61,7 @@ const SEND_BUFFER_BYTES: u32 = 256 * 1024;
 pub struct Remote {
     /// The client, or the nearest proxy.
     pub address: IpAddr,
+    pub(crate) connection: Arc<ConnectionHandle>,
 }
 
 /// Opens a listening socket.
@@ -161,22 +159,20 @@ impl Acceptor {
             head: self.config.server.request_head_timeout,
             stall: self.config.session.write_stall_timeout,
         };
-        let serving = Arc::new(AtomicBool::new(false));
-        let used = Arc::new(AtomicBool::new(false));
+        let handle = Arc::new(ConnectionHandle::default());
         let metrics = Arc::clone(&self.metrics);
-        let stream = HttpStream::new(stream, deadlines, Arc::clone(&serving), metrics, permit);
+        let stream = HttpStream::new(stream, deadlines, Arc::clone(&handle), metrics, permit);
         let app = self.app.clone();
-        let was_used = Arc::clone(&used);
+        let remote = Remote { address, connection: Arc::clone(&handle) };
         let service = service_fn(move |request: Request<Incoming>| {
-            used.store(true, Ordering::Relaxed);
-            serving.store(true, Ordering::Relaxed);
+            remote.connection.begin_request();
             let mut request = request.map(Body::new);
-            request.extensions_mut().insert(Remote { address });
+            request.extensions_mut().insert(remote.clone());
             let answered = app.clone().oneshot(request);
-            let serving = Arc::clone(&serving);
+            let connection = Arc::clone(&remote.connection);
             async move {
                 let response = answered.await;
-                serving.store(false, Ordering::Relaxed);
+                connection.end_request();
                 response
             }
         });
@@ -194,7 +190,7 @@ impl Acceptor {
             };
             let Err(error) = result else { return };
             // A connection that ends between two requests is no refusal.
-            let late = || is_late(&error) && !was_used.load(Ordering::Relaxed);
+            let late = || is_late(&error) && !handle.was_used();
             if error.is_parse() || late() {
                 metrics.refusals_total.of(Refusal::BadHead).inc();
                 tracing::debug!(%address, %error, "request head refused");

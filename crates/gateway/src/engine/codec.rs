@@ -1,23 +1,21 @@
-//! Packets as the engine reads and writes them: Engine.IO 4 in HTTP bodies.
+//! What goes through the engine's HTTP bodies: Engine.IO 4 packets that carry Socket.IO packets.
 
 use std::{borrow::Cow, str};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::StatusCode;
+use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 
-use super::Call;
-
-/// Stands between the Engine.IO packets of a body. JSON text never has it, not even in strings.
+/// Separates packets in a body. JSON text never contains it, not even in strings.
 const SEPARATOR: u8 = 0x1e;
 
-/// The packet has no meaning for any handler, or would be mistaken for another one.
+/// No handler can get this packet, or the engine would take it for something else.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unreadable;
 
-/// What the engine says.
+/// A packet that the engine sends to a client.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Emitted<'a> {
     /// CONNECT: the handlers accept the client.
@@ -32,20 +30,15 @@ pub(super) enum Emitted<'a> {
     Closed,
 }
 
-/// The packets of an answer that are still to be read.
-pub(super) struct Answer {
+/// The body of a GET response, read packet by packet.
+pub(super) struct Payload {
     body: Bytes,
-    read: usize,
+    /// Where the next packet starts; past the end after the last one.
+    next: usize,
 }
 
-/// The body of an answer that is there at once; `None` if the engine does not know the session (any
-/// more).
-pub(super) fn answer(call: Call) -> Option<Bytes> {
-    body(call.now_or_never()?.ok()?)
-}
-
-/// The same, from its response.
-pub(super) fn body<B>(response: http::Response<B>) -> Option<Bytes>
+/// The body of the engine's response; `None` if the engine does not know the session any more.
+pub(super) fn body<B>(response: Response<B>) -> Option<Bytes>
 where
     B: BodyExt<Data = Bytes> + Unpin,
 {
@@ -53,55 +46,56 @@ where
         return None;
     }
     let mut body = response.into_body();
-    // The engine's answers have one frame, or none if they are empty.
+    // The engine's bodies are in memory, as one frame; an empty one has none.
     let frame = body.frame().now_or_never()?;
     Some(frame.and_then(Result::ok).and_then(|frame| frame.into_data().ok()).unwrap_or_default())
 }
 
-impl Answer {
+impl Payload {
     pub(super) fn new(body: Bytes) -> Self {
-        Self { body, read: 0 }
+        Self { body, next: 0 }
     }
 
     /// Whether the next packet is CONNECT.
-    pub(super) fn connects(&self) -> bool {
-        self.body.get(self.read..).is_some_and(|rest| rest.starts_with(b"40"))
+    pub(super) fn begins_with_connect(&self) -> bool {
+        self.body.get(self.next..).is_some_and(|rest| rest.starts_with(b"40"))
     }
 
-    /// The next packet that means something here. `namespace` is the session's.
-    pub(super) fn next<'a>(&'a mut self, namespace: &str) -> Option<Emitted<'a>> {
+    /// The next packet, for a session in `namespace`.
+    pub(super) fn next(&mut self, namespace: &str) -> Option<Emitted<'_>> {
         loop {
-            let (kind, content) = {
-                let packet = self.body.get(self.read..).filter(|rest| !rest.is_empty())?;
-                let end = packet.iter().position(|&byte| byte == SEPARATOR);
-                let range = self.read + 1..self.read + end.unwrap_or(packet.len());
-                self.read = range.end + 1;
-                (packet[0], range)
-            };
+            let rest = self.body.get(self.next..).filter(|rest| !rest.is_empty())?;
+            let kind = rest[0];
+            let content = self.next + 1..self.next + length(rest);
+            self.next = content.end + 1;
             match kind {
                 b'4' => {
                     let attachments = self.attachments();
-                    let text = self.body.get(content).and_then(|text| str::from_utf8(text).ok());
-                    return text.map(|text| emitted(text, attachments, namespace));
+                    let text = str::from_utf8(self.body.get(content)?).ok()?;
+                    return Some(emitted(text, attachments, namespace));
                 }
                 b'1' => return Some(Emitted::Closed),
-                // A noop packet, or an attachment of nothing.
+                // A noop packet.
                 _ => {}
             }
         }
     }
 
-    /// The engine puts the attachments of a packet right behind it, in the same answer.
+    /// The attachments of a packet follow it in the same body.
     fn attachments(&mut self) -> Vec<Bytes> {
         let mut attachments = Vec::new();
-        while let Some(packet) = self.body.get(self.read..).and_then(|rest| rest.strip_prefix(b"b"))
-        {
-            let end = packet.iter().position(|&byte| byte == SEPARATOR).unwrap_or(packet.len());
-            self.read += 1 + end + 1;
-            attachments.push(BASE64.decode(&packet[..end]).unwrap_or_default().into());
+        while let Some(rest) = self.body.get(self.next..).filter(|rest| rest.starts_with(b"b")) {
+            let end = length(rest);
+            attachments.push(BASE64.decode(&rest[1..end]).unwrap_or_default().into());
+            self.next += end + 1;
         }
         attachments
     }
+}
+
+/// The length of the first packet.
+fn length(packets: &[u8]) -> usize {
+    packets.iter().position(|&byte| byte == SEPARATOR).unwrap_or(packets.len())
 }
 
 fn emitted<'a>(text: &'a str, attachments: Vec<Bytes>, namespace: &str) -> Emitted<'a> {
@@ -116,30 +110,30 @@ fn emitted<'a>(text: &'a str, attachments: Vec<Bytes>, namespace: &str) -> Emitt
     }
 }
 
-/// The body of a CONNECT packet.
+/// The body for CONNECT.
 pub(super) fn connect(namespace: &str, auth: Option<&str>) -> Result<Bytes, Unreadable> {
     let auth = auth.unwrap_or_default();
-    let clean = |text: &str| !text.as_bytes().contains(&SEPARATOR);
-    // Anything but an object could read as a namespace.
-    let readable = clean(namespace)
-        && clean(auth)
+    let is_one_packet = |text: &str| !text.as_bytes().contains(&SEPARATOR);
+    let readable = is_one_packet(namespace)
+        && is_one_packet(auth)
         && namespace.starts_with('/')
         && !namespace.contains(',')
+        // The engine could take anything but an object for the name of another namespace.
         && (auth.is_empty() || auth.starts_with('{'));
-    readable.then(|| about("40", namespace, auth)).ok_or(Unreadable)
+    readable.then(|| control("40", namespace, auth)).ok_or(Unreadable)
 }
 
-/// The body of a DISCONNECT packet.
+/// The body for DISCONNECT.
 pub(super) fn disconnect(namespace: &str) -> Bytes {
-    about("41", namespace, "")
+    control("41", namespace, "")
 }
 
-/// The body that says that the client is gone.
+/// The body that closes the session.
 pub(super) fn close() -> Bytes {
     Bytes::from_static(b"1")
 }
 
-fn about(kind: &str, namespace: &str, data: &str) -> Bytes {
+fn control(kind: &str, namespace: &str, data: &str) -> Bytes {
     match namespace {
         "/" => format!("{kind}{data}"),
         _ => format!("{kind}{namespace},{data}"),
@@ -147,12 +141,12 @@ fn about(kind: &str, namespace: &str, data: &str) -> Bytes {
     .into()
 }
 
-/// The body of an event or an acknowledgement.
+/// The body for an event or an acknowledgement.
 pub(super) fn packet(text: &str, attachments: &[Bytes]) -> Result<Bytes, Unreadable> {
     let text = readable(text, attachments.len())?;
     let encoded = |bytes: &Bytes| 2 + bytes.len().div_ceil(3) * 4;
-    let bytes = 1 + text.len() + attachments.iter().map(encoded).sum::<usize>();
-    let mut body = String::with_capacity(bytes);
+    let length = 1 + text.len() + attachments.iter().map(encoded).sum::<usize>();
+    let mut body = String::with_capacity(length);
     body.push('4');
     body.push_str(&text);
     for attachment in attachments {
@@ -163,8 +157,7 @@ pub(super) fn packet(text: &str, attachments: &[Bytes]) -> Result<Bytes, Unreada
     Ok(body.into())
 }
 
-/// The engine closes a session for a packet that it cannot read: those must not get there. It reads
-/// names of events only if they have no escapes, so the name is written without.
+/// The packet as the engine can read it. The engine closes the session for any other packet.
 fn readable(text: &str, attachments: usize) -> Result<Cow<'_, str>, Unreadable> {
     if text.as_bytes().contains(&SEPARATOR) {
         return Err(Unreadable);
@@ -194,19 +187,21 @@ fn readable(text: &str, attachments: usize) -> Result<Cow<'_, str>, Unreadable> 
     }
 }
 
+/// The engine reads the name of an event only if it has no escapes, so they are resolved here.
+/// Names that need escapes have no handlers.
 fn with_plain_name<'a>(text: &'a str, arguments: &'a str) -> Result<Cow<'a, str>, Unreadable> {
-    let string = arguments.trim_start_matches([' ', '\t', '\n', '\r']);
-    let inside = string.strip_prefix('"').ok_or(Unreadable)?;
-    if inside.find(['"', '\\']).is_some_and(|at| inside[at..].starts_with('"')) {
+    let name = arguments.trim_start_matches([' ', '\t', '\n', '\r']);
+    let content = name.strip_prefix('"').ok_or(Unreadable)?;
+    let end = content.find(['"', '\\']).ok_or(Unreadable)?;
+    if content[end..].starts_with('"') {
         return Ok(Cow::Borrowed(text));
     }
-    let mut names = serde_json::Deserializer::from_str(string).into_iter::<String>();
-    let name = names.next().and_then(Result::ok).ok_or(Unreadable)?;
-    // No handler can have such a name.
-    if name.contains(|char: char| char.is_ascii_control() || char == '"' || char == '\\') {
+    let mut strings = serde_json::Deserializer::from_str(name).into_iter::<String>();
+    let plain = strings.next().and_then(Result::ok).ok_or(Unreadable)?;
+    if plain.contains(|char: char| char < ' ' || char == '"' || char == '\\') {
         return Err(Unreadable);
     }
-    let head = &text[..text.len() - string.len()];
-    let tail = &string[names.byte_offset()..];
-    Ok(Cow::Owned(format!("{head}\"{name}\"{tail}")))
+    let before = &text[..text.len() - name.len()];
+    let after = &name[strings.byte_offset()..];
+    Ok(Cow::Owned(format!("{before}\"{plain}\"{after}")))
 }

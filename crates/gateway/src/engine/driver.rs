@@ -1,4 +1,4 @@
-//! Which sessions have something to do, and the task that does it.
+//! Delivers what handlers emit: a queue of sessions with packets, and the task that works it off.
 
 use std::{
     collections::VecDeque,
@@ -13,32 +13,32 @@ use tokio::{sync::Notify, task::yield_now};
 
 use super::session::EngineSession;
 
-/// After so many sessions, other tasks of the runtime get their turn.
+/// Sessions that the driver serves before it lets other tasks of its runtime run.
 const SESSIONS_PER_TURN: usize = 32;
 
-/// The sessions that were woken. Each is in it at most once, so it is as long as there are sessions.
+/// The sessions that were woken. A session is in it at most once, which bounds it.
 #[derive(Default)]
 pub(super) struct Queue {
     woken: Mutex<VecDeque<Arc<Signal>>>,
     pushed: Notify,
 }
 
-/// The waker of a session: it outlives the session without holding anything of it.
+/// The waker of a session. Handlers may keep it alive, so it owns nothing of the session.
 pub(super) struct Signal {
     session: Weak<EngineSession>,
     queue: Arc<Queue>,
     /// The session is in the queue.
     queued: AtomicBool,
-    /// How many threads are handing packets of the session to its client, or waiting to.
+    /// How many threads deliver the session's packets, or wait for their turn.
     busy: AtomicUsize,
 }
 
-/// Counts as one of [`Signal::busy`] until it is dropped.
+/// One of those that [`Signal::busy`] counts.
 pub(super) struct Busy<'a>(&'a Signal);
 
-/// Hands what handlers emit to clients.
+/// Delivers packets that handlers emit.
 #[derive(Clone)]
-pub struct Driver {
+pub(crate) struct Driver {
     queue: Arc<Queue>,
 }
 
@@ -62,8 +62,8 @@ impl Signal {
         Weak::clone(&self.session)
     }
 
-    /// Whether all that was emitted before has been handed over. The order of the two loads matters:
-    /// the driver is busy before it resets `queued`.
+    /// Whether everything emitted so far has been delivered. `queued` must be read first: the
+    /// driver is busy before it resets `queued`.
     pub(super) fn is_idle(&self) -> bool {
         !self.queued.load(Ordering::Acquire) && self.busy.load(Ordering::Acquire) == 0
     }
@@ -73,8 +73,9 @@ impl Signal {
         Busy(self)
     }
 
-    /// From here on the session may be queued again.
-    pub(super) fn taken_up(&self) {
+    /// Allows the session to be queued again. Only the driver calls this, after it took the session
+    /// out of the queue.
+    pub(super) fn dequeued(&self) {
         self.queued.swap(false, Ordering::AcqRel);
     }
 }
@@ -90,7 +91,7 @@ impl Wake for Signal {
         self.wake_by_ref();
     }
 
-    /// The engine calls this while a handler emits: no session is locked or dropped here.
+    /// Runs inside `emit` of a handler, so it takes no lock of the session.
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.queued.swap(true, Ordering::AcqRel) {
             self.queue.push(Arc::clone(self));
@@ -103,14 +104,14 @@ impl Driver {
         Self { queue }
     }
 
-    /// Runs until it is aborted. Several may run at once: each works on another session.
-    pub async fn run(self) {
+    /// Runs until it is aborted. Clones may run at the same time, to use several cores.
+    pub(crate) async fn run(self) {
         loop {
             let mut sessions = 0;
             while let Some(signal) = self.queue.pop() {
                 match signal.session.upgrade() {
                     Some(session) => session.drive(),
-                    None => signal.taken_up(),
+                    None => signal.dequeued(),
                 }
                 sessions += 1;
                 if sessions % SESSIONS_PER_TURN == 0 {

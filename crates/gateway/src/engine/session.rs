@@ -1,17 +1,20 @@
 //! One client in one namespace, as the engine sees it.
 //!
-//! Two locks, and none is held while another is taken, except that packets are handed over under
-//! `outgoing`:
+//! Two locks, each with its own direction:
 //!
-//! - `incoming` guards what goes to the handlers. It is never held while a handler may run.
-//! - `outgoing` guards what comes from them. It is held while the client is called, which keeps the
-//!   calls in order. A thread that holds it for any session never waits for that of another one, nor
-//!   for its own: so there is no deadlock, whatever the client calls.
+//! - `incoming` guards what goes to the handlers. It is not held while the engine works on a
+//!   request, because code of the application may run then.
+//! - `outgoing` guards what comes from the handlers. It is held while the client is called, so that
+//!   calls come in order.
+//!
+//! There is no deadlock between sessions, nor of a session with itself: a thread that calls a
+//! client waits for no `outgoing` lock. If another thread holds it, that thread or the driver
+//! delivers.
 
 use std::{
     cell::Cell,
-    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -31,84 +34,51 @@ use tower::Service as _;
 
 use super::{
     Call, EngineClient, EngineRequest, Shared,
-    codec::{self, Answer, Emitted},
+    codec::{self, Emitted, Payload},
     driver::Signal,
+    incoming::{ForwardError, Incoming, Post},
 };
 
-/// So many answers are handed over before other sessions get their turn. Two are enough for all that
-/// is there: the request that waits gets the first packet, and the next one gets all others, unless
-/// they are larger than an answer may be.
-const ANSWERS_PER_TURN: usize = 16;
+/// GET responses that are delivered before other sessions get their turn. Usually two contain
+/// everything: the request that waits returns the first packet, and the next one returns the rest.
+const RESPONSES_PER_TURN: usize = 16;
 
-/// A client with handlers. When it is dropped, the handlers hear that the client is gone.
-pub struct EngineSession {
+/// A client of a namespace with Rust handlers.
+///
+/// It ends with [`disconnect`](Self::disconnect),
+/// [`disconnect_by_server`](Self::disconnect_by_server) or [`close`](Self::close), or when it is
+/// dropped. The client gets no more calls then, except for one that another thread may just have
+/// begun.
+pub(crate) struct EngineSession {
     shared: Arc<Shared>,
-    /// Where the session's handlers run.
+    /// The runtime of the session's handlers.
     thread: Handle,
     sid: Sid,
     namespace: Box<str>,
     incoming: Mutex<Incoming>,
     outgoing: Mutex<Outgoing>,
-    /// The connection handler has run up to its first `.await`.
+    /// The connection handler has run up to its first `.await` that waits.
     handler_ran: AtomicBool,
-    /// The client is not called any more.
+    /// The client gets no more calls.
     ended: AtomicBool,
     signal: Arc<Signal>,
     waker: Waker,
 }
 
-/// Why a packet is not forwarded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ForwardError {
-    /// The client has left the namespace.
-    #[error("the engine session is closed")]
-    Closed,
-    /// Too much waits: for the CONNECT packet's answer, or for the handler thread. It may be tried
-    /// again.
-    #[error("the engine session is full")]
-    Full,
-    /// The packet is larger than [`Settings::max_packet_bytes`](super::Settings::max_packet_bytes).
-    #[error("the packet is too large for the engine")]
-    TooLarge,
-    /// No handler could get this packet: it is not an event, nor an acknowledgement with an id, or
-    /// the event's name is not a string that JSON writes without escapes. Ignore it, as Node.js
-    /// ignores an event without a handler.
-    #[error("the engine cannot read the packet")]
-    Unreadable,
-}
-
-/// What goes to the handlers: bodies of POST requests.
-#[derive(Default)]
-struct Incoming {
-    phase: Phase,
-    waiting: VecDeque<Bytes>,
-    waiting_bytes: usize,
-    /// Somebody makes requests; whoever comes meanwhile leaves its own to him.
-    posting: bool,
-    /// Somebody came meanwhile.
-    again: bool,
-    /// A request that did not complete at once. As of engineioxide 0.17 there is none.
-    pending: Option<Box<Call>>,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Phase {
-    #[default]
-    New,
-    /// CONNECT is sent: what the client sends has to wait for the answer.
-    Connecting,
-    Connected,
-    /// The last packets are in `waiting`.
-    Closed,
-}
-
 /// What comes from the handlers.
 struct Outgoing {
+    client: Option<Arc<dyn EngineClient>>,
     /// The GET request that waits.
     poll: Option<Call>,
-    client: Option<Arc<dyn EngineClient>>,
-    /// The answer with CONNECT in it, until the connection handler has run.
-    held: Option<Answer>,
+    /// Packets from CONNECT on, until the connection handler has run.
+    held: Option<Payload>,
+}
+
+/// What a thread does if another one delivers packets of the session.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Contention {
+    Wait,
+    Leave,
 }
 
 thread_local! {
@@ -116,16 +86,9 @@ thread_local! {
     static CALLING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Marks this thread as one that calls a client, until it is dropped.
+/// Sets [`CALLING`] until it is dropped.
 struct Calling {
-    nested: bool,
-}
-
-/// Whether to wait for another thread that calls this session's client.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Patience {
-    Wait,
-    Leave,
+    before: bool,
 }
 
 impl EngineSession {
@@ -138,13 +101,14 @@ impl EngineSession {
     ) -> Arc<Self> {
         Arc::new_cyclic(|session| {
             let signal = Arc::new(Signal::new(Weak::clone(session), Arc::clone(&shared.queue)));
+            let outgoing = Outgoing { client: Some(client), poll: None, held: None };
             Self {
                 shared,
                 thread,
                 sid,
                 namespace: namespace.into(),
                 incoming: Mutex::default(),
-                outgoing: Mutex::new(Outgoing { poll: None, client: Some(client), held: None }),
+                outgoing: Mutex::new(outgoing),
                 handler_ran: AtomicBool::new(false),
                 ended: AtomicBool::new(false),
                 waker: Waker::from(Arc::clone(&signal)),
@@ -154,129 +118,127 @@ impl EngineSession {
     }
 
     /// The id of the client's socket in socketioxide.
-    pub fn sid(&self) -> Sid {
+    pub(crate) fn sid(&self) -> Sid {
         self.sid
     }
 
-    /// Asks the handlers to let the client in. `auth` is a JSON object. Call it once.
-    pub fn connect(&self, auth: Option<&str>) {
-        let body = codec::connect(&self.namespace, auth);
-        {
-            let mut incoming = lock(&self.incoming);
-            if incoming.phase != Phase::New {
-                return;
-            }
-            incoming.phase = Phase::Connecting;
-            incoming.pending = body.as_ref().ok().map(|body| Box::new(self.post(body.clone())));
+    /// Asks the handlers to accept the client. `auth` is a JSON object. Call it once.
+    pub(crate) fn connect(&self, auth: Option<&str>) {
+        let Ok(body) = codec::connect(&self.namespace, auth) else {
+            self.refuse_namespace();
+            return;
+        };
+        if !lock(&self.incoming).connect(body) {
+            return;
         }
         self.post_all();
-        let mut outgoing = lock(&self.outgoing);
-        if body.is_ok() {
-            outgoing.poll = Some(self.get());
-            drop(outgoing);
-            self.deliver(Patience::Leave);
-        } else {
-            let client = outgoing.client.take();
-            drop(outgoing);
-            self.end(None);
-            if let Some(client) = client {
-                client.refused(r#"{"message":"Invalid namespace"}"#);
-            }
-        }
+        lock(&self.outgoing).poll = Some(self.get());
+        self.deliver(Contention::Leave);
     }
 
-    /// Gives a packet of the client to the handlers: an event, or an acknowledgement that a handler
-    /// asked for. `packet` is valid, and its namespace is the session's.
+    /// Gives the handlers a packet of the client: an event, or an acknowledgement that a handler
+    /// waits for. The packet must be valid and belong to the session's namespace.
     ///
-    /// Handlers get packets in the order of calls. An error concerns this packet alone.
-    pub fn forward(&self, packet: &str, attachments: &[Bytes]) -> Result<(), ForwardError> {
+    /// Handlers get packets in the order of these calls.
+    pub(crate) fn forward(&self, packet: &str, attachments: &[Bytes]) -> Result<(), ForwardError> {
         let body = codec::packet(packet, attachments).map_err(|_| ForwardError::Unreadable)?;
-        if body.len() > self.shared.max_packet_bytes {
+        let Shared { max_packet_bytes, max_waiting_bytes, max_tasks, .. } = *self.shared;
+        if body.len() > max_packet_bytes {
             return Err(ForwardError::TooLarge);
         }
-        // Should a handler have disconnected the client, the engine closes the session at the next
-        // packet, and forgets what was emitted before. So that is handed over first.
-        self.hand_over(Patience::Leave);
-        {
-            let mut incoming = lock(&self.incoming);
-            let bytes = incoming.waiting_bytes + body.len();
-            let tasks = self.thread.metrics().num_alive_tasks();
-            match incoming.phase {
-                Phase::Closed => return Err(ForwardError::Closed),
-                Phase::Connected if tasks >= self.shared.max_tasks => {
-                    return Err(ForwardError::Full);
-                }
-                _ if incoming.waiting_bytes > 0 && bytes > self.shared.max_waiting_bytes => {
-                    return Err(ForwardError::Full);
-                }
-                _ => {}
-            }
-            incoming.waiting_bytes = bytes;
-            incoming.waiting.push_back(body);
-        }
+        // If a handler has disconnected the client, the engine closes the session at the next
+        // packet and drops what was emitted before. So that must be delivered first.
+        self.deliver_emitted(Contention::Leave);
+        let tasks = self.thread.metrics().num_alive_tasks();
+        lock(&self.incoming).push(body, max_waiting_bytes, tasks, max_tasks)?;
         self.post_all();
         Ok(())
     }
 
-    /// Hands over all that handlers have emitted before this call. So `socket.emit(a)` reaches the
-    /// client before what a broadcast is about to send it.
+    /// Delivers everything that handlers have emitted before this call. Call it before a broadcast
+    /// is written to the client, so that `socket.emit(a)` comes before `io.emit(b)`.
     ///
-    /// Waits while another thread calls this session's client, but not within a call of
-    /// [`EngineClient`]: there, what another thread is handing over may come later.
-    pub fn flush(&self) {
-        self.hand_over(Patience::Wait);
+    /// Waits for another thread that is calling this client. Within a call of an [`EngineClient`]
+    /// it does not wait, and packets that another thread is delivering may come later.
+    pub(crate) fn flush(&self) {
+        self.deliver_emitted(Contention::Wait);
     }
 
     /// The client has sent DISCONNECT.
-    pub fn disconnect(&self) {
+    pub(crate) fn disconnect(&self) {
         self.end(Some(codec::disconnect(&self.namespace)));
         self.release();
     }
 
-    /// The client's transport is gone. Like after [`disconnect`](Self::disconnect), no call of the
-    /// client begins any more; one that has begun in another thread may still go on.
-    pub fn close(&self) {
+    /// The server disconnects the client from the namespace, and the gateway tells the client.
+    pub(crate) fn disconnect_by_server(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.disconnect_socket();
+        self.close();
+    }
+
+    /// The client's transport is closed.
+    pub(crate) fn close(&self) {
         self.end(None);
         self.release();
     }
 
-    /// What the driver does for a session that was woken.
+    /// Does what a session that was woken needs. Only the driver calls this.
     pub(super) fn drive(&self) {
         let _busy = self.signal.begin();
-        self.signal.taken_up();
-        self.post_all();
-        self.deliver(Patience::Wait);
+        self.signal.dequeued();
+        if lock(&self.incoming).is_suspended() {
+            self.post_all();
+        }
+        self.deliver(Contention::Wait);
     }
 
-    fn hand_over(&self, patience: Patience) {
-        if !self.signal.is_idle() {
-            self.deliver(patience);
+    /// Disconnects the client's socket in socketioxide, if it is there.
+    fn disconnect_socket(&self) {
+        let namespace = self.shared.io.of(&*self.namespace);
+        if let Some(socket) = namespace.and_then(|namespace| namespace.get_socket(self.sid)) {
+            let _runtime = self.thread.enter();
+            // It fails if handlers have emitted too much. They see a closed transport then.
+            let _ = socket.disconnect();
         }
     }
 
-    /// Hands over what is there, unless somebody else is at it and `patience` does not allow to wait.
-    fn deliver(&self, patience: Patience) {
-        let Some(mut outgoing) = self.lock_outgoing(patience) else { return };
+    fn refuse_namespace(&self) {
+        let client = lock(&self.outgoing).client.take();
+        self.end(None);
+        if let Some(client) = client {
+            client.refused(r#"{"message":"Invalid namespace"}"#);
+        }
+    }
+
+    fn deliver_emitted(&self, contention: Contention) {
+        if !self.signal.is_idle() {
+            self.deliver(contention);
+        }
+    }
+
+    fn deliver(&self, contention: Contention) {
+        let Some(mut outgoing) = self.lock_outgoing(contention) else { return };
         let busy = self.signal.begin();
         let calling = Calling::begin();
-        let more = catch_unwind(AssertUnwindSafe(|| self.read_answers(&mut outgoing)));
+        let more = catch_unwind(AssertUnwindSafe(|| self.read_responses(&mut outgoing)));
         drop(calling);
         if more.is_err() {
-            tracing::error!(sid = %self.sid, "panic while calling a client; closing its session");
+            tracing::error!(sid = %self.sid, "panic while calling a client; its session is closed");
             self.end(None);
         }
-        let left = self.ended.load(Ordering::Acquire).then(|| outgoing.clear());
+        let released = self.ended.load(Ordering::Acquire).then(|| outgoing.release());
         drop(outgoing);
         drop(busy);
-        // Dropping the client may drop much more, and that may call this session.
-        drop(left);
+        // The last reference to a client may own this session.
+        drop(released);
         if more.unwrap_or_default() {
             self.waker.wake_by_ref();
         }
     }
 
-    fn lock_outgoing(&self, patience: Patience) -> Option<MutexGuard<'_, Outgoing>> {
-        if patience == Patience::Wait && !CALLING.get() {
+    fn lock_outgoing(&self, contention: Contention) -> Option<MutexGuard<'_, Outgoing>> {
+        if contention == Contention::Wait && !CALLING.get() {
             return Some(lock(&self.outgoing));
         }
         match self.outgoing.try_lock() {
@@ -286,17 +248,15 @@ impl EngineSession {
         }
     }
 
-    /// Reads answers until there is none, and says whether there may be more.
-    fn read_answers(&self, outgoing: &mut Outgoing) -> bool {
-        for _ in 0..ANSWERS_PER_TURN {
-            if self.ended.load(Ordering::Acquire) {
+    /// Delivers until nothing is left. Returns whether it stopped before, to let others run.
+    fn read_responses(&self, outgoing: &mut Outgoing) -> bool {
+        for _ in 0..RESPONSES_PER_TURN {
+            let waits = outgoing.held.is_some() && !self.handler_ran.load(Ordering::Acquire);
+            if waits || self.ended.load(Ordering::Acquire) {
                 return false;
             }
-            if outgoing.held.is_some() && !self.handler_ran.load(Ordering::Acquire) {
-                return false;
-            }
-            if let Some(answer) = outgoing.held.take() {
-                self.read(outgoing, answer);
+            if let Some(payload) = outgoing.held.take() {
+                self.read(outgoing, payload);
                 continue;
             }
             let Some(poll) = &mut outgoing.poll else { return false };
@@ -304,7 +264,7 @@ impl EngineSession {
                 Poll::Pending => return false,
                 Poll::Ready(Some(body)) => {
                     outgoing.poll = Some(self.get());
-                    self.read(outgoing, Answer::new(body));
+                    self.read(outgoing, Payload::new(body));
                 }
                 Poll::Ready(None) => {
                     self.end(None);
@@ -317,26 +277,36 @@ impl EngineSession {
         true
     }
 
-    fn read(&self, outgoing: &mut Outgoing, mut answer: Answer) {
+    fn read(&self, outgoing: &mut Outgoing, mut payload: Payload) {
         while !self.ended.load(Ordering::Acquire) {
-            if answer.connects() && !self.handler_ran.load(Ordering::Acquire) {
-                outgoing.held = Some(answer);
+            if payload.begins_with_connect() && !self.handler_ran.load(Ordering::Acquire) {
+                outgoing.held = Some(payload);
                 self.wait_for_handler();
                 return;
             }
-            let Some(emitted) = answer.next(&self.namespace) else { return };
+            let Some(emitted) = payload.next(&self.namespace) else { return };
             let Some(client) = &outgoing.client else { return };
             match emitted {
                 Emitted::Packet(text, attachments) => client.packet(text, attachments),
                 Emitted::Connected => {
+                    lock(&self.incoming).set_connected();
                     client.connected(self.sid);
-                    self.let_through();
+                    // The events that the client has sent since CONNECT.
+                    self.post_all();
                 }
                 Emitted::Refused(data) => {
                     self.end(None);
                     client.refused(data);
                 }
-                Emitted::Disconnected | Emitted::Closed => {
+                Emitted::Disconnected => {
+                    // The thread that disconnects the socket emits this first, and calls the
+                    // disconnect handler then. Closing the session in between would give the
+                    // handler a wrong reason.
+                    self.disconnect_socket();
+                    self.end(None);
+                    client.disconnected();
+                }
+                Emitted::Closed => {
                     self.end(None);
                     client.disconnected();
                 }
@@ -344,11 +314,11 @@ impl EngineSession {
         }
     }
 
-    /// Wakes the session when its connection handler has run up to its first `.await`.
+    /// Wakes the session when the connection handler has run up to its first `.await` that waits.
     ///
-    /// The engine emits CONNECT and spawns the handler in one go, on a thread that runs one task at a
-    /// time. So when a task runs there, the handler's task has been spawned before; when it has
-    /// yielded, the handler has run.
+    /// One task emits CONNECT and spawns the handler without waiting in between. The handler's
+    /// thread runs one task at a time. So when the task below starts, the handler is spawned; when
+    /// the task resumes after it yielded, the handler has run.
     fn wait_for_handler(&self) {
         let session = self.signal.session();
         self.thread.spawn(async move {
@@ -360,106 +330,70 @@ impl EngineSession {
         });
     }
 
-    /// What the client has sent since CONNECT goes to the handlers.
-    fn let_through(&self) {
-        {
-            let mut incoming = lock(&self.incoming);
-            if incoming.phase == Phase::Connecting {
-                incoming.phase = Phase::Connected;
-            }
-        }
-        self.post_all();
-    }
-
-    /// The last packets of the client: DISCONNECT, if it sent one, and the close packet of Engine.IO.
+    /// Sends the last packets: DISCONNECT, if the client sent it, and the one that closes the
+    /// session.
     fn end(&self, disconnect: Option<Bytes>) {
-        {
-            let mut incoming = lock(&self.incoming);
-            match incoming.phase {
-                Phase::Closed => return,
-                Phase::Connected => incoming.waiting.extend(disconnect),
-                // Whatever came with it was meant for handlers that did not let the client in.
-                Phase::New | Phase::Connecting => incoming.waiting.clear(),
-            }
-            incoming.waiting.push_back(codec::close());
-            incoming.phase = Phase::Closed;
-        }
+        lock(&self.incoming).close(disconnect);
         self.ended.store(true, Ordering::Release);
         self.post_all();
     }
 
-    /// Lets go of the client and of the request that waits. The engine needs the latter to be gone
-    /// before it tells the handlers.
+    /// Drops the client and the GET request. The engine calls disconnect handlers only after the
+    /// latter is dropped.
     fn release(&self) {
-        match self.lock_outgoing(Patience::Leave) {
+        match self.lock_outgoing(Contention::Leave) {
             Some(mut outgoing) => {
-                let left = outgoing.clear();
+                let released = outgoing.release();
                 drop(outgoing);
-                drop(left);
+                drop(released);
             }
-            // Whoever holds the lock may have looked already, so the driver looks again.
+            // The thread that has the lock may already have looked at `ended`; the driver looks
+            // again.
             None => self.waker.wake_by_ref(),
         }
     }
 
-    /// Makes the POST requests that wait, unless somebody else does.
+    /// Makes POST requests of all bodies that wait, unless another thread does.
     fn post_all(&self) {
-        while let Some(mut call) = self.next_post() {
-            // Extractors, and closures that are not async all through, run in here.
+        loop {
+            let Some(post) = lock(&self.incoming).next() else { return };
+            let mut call = match post {
+                Post::Body(body) => self.call(Method::POST, body),
+                Post::Resumed(call) => call,
+            };
+            // Extractors and the first part of handlers that are not `async` closures run in here.
             let polled = catch_unwind(AssertUnwindSafe(|| self.poll(&mut call)));
             if polled.is_err() {
-                tracing::error!(sid = %self.sid, "panic in a handler; its packet is lost");
+                tracing::error!(sid = %self.sid, "panic in an event handler; the event is lost");
             }
-            let mut incoming = lock(&self.incoming);
-            incoming.posting = false;
-            if matches!(polled, Ok(Poll::Pending)) {
-                incoming.pending = Some(Box::new(call));
-                if !incoming.again {
-                    return;
-                }
+            let suspended = matches!(polled, Ok(Poll::Pending)).then_some(call);
+            if !lock(&self.incoming).done(suspended) {
+                return;
             }
         }
-    }
-
-    fn next_post(&self) -> Option<Call> {
-        let mut incoming = lock(&self.incoming);
-        if incoming.posting {
-            incoming.again = true;
-            return None;
-        }
-        let call = match incoming.pending.take() {
-            Some(call) => *call,
-            None => self.post(incoming.next_body()?),
-        };
-        incoming.posting = true;
-        incoming.again = false;
-        Some(call)
     }
 
     fn get(&self) -> Call {
         self.call(Method::GET, Bytes::new())
     }
 
-    fn post(&self, body: Bytes) -> Call {
-        self.call(Method::POST, body)
-    }
-
     fn call(&self, method: Method, body: Bytes) -> Call {
         let uri = format!("/?EIO=4&transport=polling&sid={}", self.sid);
-        let uri = PathAndQuery::from_maybe_shared(uri).expect("ids are made for URLs");
+        let uri =
+            PathAndQuery::from_maybe_shared(uri).expect("an id has only letters of base64url");
         let mut request = EngineRequest::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = Uri::from(uri);
         self.shared.service.clone().call(request)
     }
 
-    /// Polls a request, with the session's waker, where its handlers run. `None`: the engine has
-    /// closed the session.
+    /// Polls a request with the session's waker, in the runtime of its handlers. The body is `None`
+    /// if the engine has closed the session.
     fn poll(&self, call: &mut Call) -> Poll<Option<Bytes>> {
         let _runtime = self.thread.enter();
-        // The caller's task may have used up its budget, and would be told that nothing is there.
-        let call = unconstrained(call);
-        let response = std::pin::pin!(call).poll(&mut Context::from_waker(&self.waker));
+        // With the caller's tokio budget used up, the engine's queue would look empty.
+        let call = pin!(unconstrained(call));
+        let response = call.poll(&mut Context::from_waker(&self.waker));
         response.map(|response| response.ok().and_then(codec::body))
     }
 }
@@ -470,25 +404,9 @@ impl Drop for EngineSession {
     }
 }
 
-impl Incoming {
-    fn next_body(&mut self) -> Option<Bytes> {
-        if !matches!(self.phase, Phase::Connected | Phase::Closed) {
-            return None;
-        }
-        let body = self.waiting.pop_front()?;
-        self.waiting_bytes = self.waiting_bytes.saturating_sub(body.len());
-        if self.waiting.is_empty() {
-            // Sessions are many, and most wait for nothing.
-            self.waiting = VecDeque::new();
-            self.waiting_bytes = 0;
-        }
-        Some(body)
-    }
-}
-
 impl Outgoing {
-    /// What must be dropped after the lock.
-    fn clear(&mut self) -> (Option<Arc<dyn EngineClient>>, Option<Call>) {
+    /// Takes out what must be dropped after the lock is released.
+    fn release(&mut self) -> (Option<Arc<dyn EngineClient>>, Option<Call>) {
         self.held = None;
         (self.client.take(), self.poll.take())
     }
@@ -496,17 +414,17 @@ impl Outgoing {
 
 impl Calling {
     fn begin() -> Self {
-        Self { nested: CALLING.replace(true) }
+        Self { before: CALLING.replace(true) }
     }
 }
 
 impl Drop for Calling {
     fn drop(&mut self) {
-        CALLING.set(self.nested);
+        CALLING.set(self.before);
     }
 }
 
-/// A panic leaves nothing half done here.
+/// No code that can panic leaves the data half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

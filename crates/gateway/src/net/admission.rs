@@ -74,7 +74,7 @@ impl Drop for Permit {
 
 /// The addresses that one client can choose from: a single IPv4 address, or the /64 that networks
 /// hand out as the smallest piece of IPv6 (RFC 6177).
-fn group(address: IpAddr) -> IpAddr {
+pub(crate) fn group(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
         v4 => v4,

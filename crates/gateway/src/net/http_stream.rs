@@ -6,13 +6,14 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use antiphon_metrics::GatewayMetrics;
+use futures_util::task::AtomicWaker;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -51,15 +52,46 @@ impl Drop for Counted {
     }
 }
 
+/// What others hold of a connection.
+#[derive(Debug, Default)]
+pub(crate) struct ConnectionHandle {
+    /// Requests whose head has come.
+    requests: AtomicUsize,
+    serving: AtomicBool,
+    aborted: AtomicBool,
+    writer: AtomicWaker,
+}
+
+impl ConnectionHandle {
+    /// Cuts the connection, if it is still one for requests.
+    pub(crate) fn abort(&self) {
+        self.aborted.store(true, Ordering::Release);
+        self.writer.wake();
+    }
+
+    pub(crate) fn begin_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.serving.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end_request(&self) {
+        self.serving.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn was_used(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) > 0
+    }
+}
+
 /// The connection.
 pub(crate) struct HttpStream {
     stream: TcpStream,
     counted: Counted,
     deadlines: Deadlines,
-    /// Set while a request is being answered: what arrives meanwhile begins no head.
-    serving: Arc<AtomicBool>,
+    handle: Arc<ConnectionHandle>,
     // Timers are made when there is something to wait for: idle connections do not pay for them.
-    head: Option<Pin<Box<Sleep>>>,
+    /// The deadline of a head, and how many had come before it.
+    head: Option<(Pin<Box<Sleep>>, usize)>,
     stall: Option<Pin<Box<Sleep>>>,
 }
 
@@ -67,13 +99,13 @@ impl HttpStream {
     pub(crate) fn new(
         stream: TcpStream,
         deadlines: Deadlines,
-        serving: Arc<AtomicBool>,
+        handle: Arc<ConnectionHandle>,
         metrics: Arc<GatewayMetrics>,
         permit: Permit,
     ) -> Self {
         let counted = Counted::new(metrics, permit);
-        let head = Some(Box::pin(tokio::time::sleep(deadlines.head)));
-        Self { stream, counted, deadlines, serving, head, stall: None }
+        let head = Some((Box::pin(tokio::time::sleep(deadlines.head)), 0));
+        Self { stream, counted, deadlines, handle, head, stall: None }
     }
 
     /// The stream itself, and what is counted for it.
@@ -88,6 +120,10 @@ impl HttpStream {
     }
 
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.handle.writer.register(cx.waker());
+        if self.handle.aborted.load(Ordering::Acquire) {
+            return Poll::Ready(Err(self.late()));
+        }
         let timeout = self.deadlines.stall;
         let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         ready!(stall.as_mut().poll(cx));
@@ -116,19 +152,22 @@ impl AsyncRead for HttpStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.serving.load(Ordering::Relaxed) {
+        let requests = this.handle.requests.load(Ordering::Relaxed);
+        if this.head.as_ref().is_some_and(|(_, before)| *before != requests) {
             this.head = None;
         }
         let before = buf.filled().len();
         if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_read(cx, buf) {
             let read = buf.filled().len() - before;
             this.counted.metrics.received_bytes_total.inc_by(read as u64);
-            if read > 0 && this.head.is_none() && !this.serving.load(Ordering::Relaxed) {
-                this.head = Some(Box::pin(tokio::time::sleep(this.deadlines.head)));
+            // What arrives while a request is being answered is its body.
+            if read > 0 && this.head.is_none() && !this.handle.serving.load(Ordering::Relaxed) {
+                let head = Box::pin(tokio::time::sleep(this.deadlines.head));
+                this.head = Some((head, requests));
             }
             return Poll::Ready(result);
         }
-        if let Some(head) = &mut this.head {
+        if let Some((head, _)) = &mut this.head {
             ready!(head.as_mut().poll(cx));
             return Poll::Ready(Err(this.late()));
         }

@@ -5,7 +5,7 @@
 
 use std::{net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
-use antiphon_metrics::gateway::{Protocol, Refusal, Transport as TransportName};
+use antiphon_metrics::gateway::{CloseReason, Protocol, Refusal, Transport as TransportName};
 use axum::{
     Json,
     body::Body,
@@ -18,6 +18,7 @@ use serde::Serialize;
 use super::{
     Handler, Handshake, Transport,
     frame::accept_key,
+    outbound::Ending,
     packet::OutPacket,
     polling,
     session::{Newcomer, Session},
@@ -35,13 +36,15 @@ const REFUSAL_TIME: Duration = Duration::from_secs(5);
 impl<H: Handler> Transport<H> {
     /// Answers a request to the transport's path. `remote` is the connection on which it came.
     pub async fn handle(self: &Arc<Self>, request: Request<Body>, remote: &Remote) -> Response {
-        match self.answer(request, remote).await {
+        let address = client_address(remote.address, request.headers(), &self.settings.proxy);
+        let origin = request.headers().get(header::ORIGIN).map(origin_for_log);
+        match self.answer(request, address, remote).await {
             Ok(response) => response,
-            Err(answer) => self.refuse(answer, remote.address),
+            Err(answer) => self.refuse(answer, address, origin.as_deref()),
         }
     }
 
-    fn refuse(&self, answer: Answer, address: IpAddr) -> Response {
+    fn refuse(&self, answer: Answer, address: IpAddr, origin: Option<&str>) -> Response {
         self.metrics.refusals_total.of(answer.reason()).inc();
         tracing::debug!(%address, ?answer, "request refused");
         match answer {
@@ -58,6 +61,7 @@ impl<H: Handler> Transport<H> {
                 if let Some(suppressed) = self.refused_origins.may_log() {
                     tracing::warn!(
                         %address,
+                        origin,
                         suppressed,
                         "Origin refused: it is not in cors.allowed_origins, nor the server's own"
                     );
@@ -71,15 +75,16 @@ impl<H: Handler> Transport<H> {
     async fn answer(
         self: &Arc<Self>,
         request: Request<Body>,
+        address: IpAddr,
         remote: &Remote,
     ) -> Result<Response, Answer> {
         let query = Query::parse(&request, self)?;
         match query.sid.as_deref() {
-            None => self.handshake(&query, request, remote),
+            None => self.handshake(&query, request, address),
             Some(sid) => {
                 let id = SessionId::from_str(sid).map_err(|()| Answer::UnknownSession)?;
                 let session = self.table.find(id).ok_or(Answer::UnknownSession)?;
-                self.of_session(session, &query, request).await
+                self.of_session(session, &query, request, remote).await
             }
         }
     }
@@ -89,7 +94,11 @@ impl<H: Handler> Transport<H> {
         session: Arc<Session<H>>,
         query: &Query,
         mut request: Request<Body>,
+        remote: &Remote,
     ) -> Result<Response, Answer> {
+        if session.protocol() != query.protocol {
+            return Err(Answer::BadRequest);
+        }
         if query.transport == TransportName::WebSocket {
             let handshake = WebSocketHandshake::of(&mut request).ok_or(Answer::BadRequest)?;
             let (response, upgraded) = handshake.accept()?;
@@ -106,7 +115,7 @@ impl<H: Handler> Transport<H> {
             return Err(Answer::BadRequest);
         }
         match *request.method() {
-            Method::GET => polling::get(&session, query).await,
+            Method::GET => polling::get(&session, query, remote).await,
             Method::POST => polling::post(&session, query, request).await,
             _ => Err(Answer::BadRequest),
         }
@@ -117,8 +126,11 @@ impl<H: Handler> Transport<H> {
         self: &Arc<Self>,
         query: &Query,
         mut request: Request<Body>,
-        remote: &Remote,
+        address: IpAddr,
     ) -> Result<Response, Answer> {
+        if query.protocol == Protocol::Eio3 && !self.settings.allow_eio3 {
+            return Err(Answer::UnsupportedProtocol);
+        }
         if request.method() != Method::GET {
             return Err(Answer::BadMethod);
         }
@@ -128,7 +140,7 @@ impl<H: Handler> Transport<H> {
             }
             TransportName::Polling => None,
         };
-        let (address, permit) = self.admit(request.headers(), remote)?;
+        let permit = self.admit(request.headers(), address)?;
         let handshake = Handshake {
             address,
             protocol: query.protocol,
@@ -162,21 +174,34 @@ impl<H: Handler> Transport<H> {
         Ok(response)
     }
 
-    /// Whether there is room for one more client, and its address.
-    fn admit(&self, headers: &HeaderMap, remote: &Remote) -> Result<(IpAddr, Permit), Answer> {
+    /// A place for one more client, if it may come.
+    fn admit(&self, headers: &HeaderMap, address: IpAddr) -> Result<Permit, Answer> {
         if !self.accepting() {
             return Err(Answer::Draining);
         }
         if !self.settings.origins.allow(headers) {
             return Err(Answer::Forbidden);
         }
-        if self.budget.exceeded() {
+        if self.budget.is_tight() {
             return Err(Answer::Full(Refusal::Memory));
         }
-        let address = client_address(remote.address, headers, &self.settings.proxy);
-        let permit = self.admission.admit(Some(address)).map_err(Answer::Full)?;
-        Ok((address, permit))
+        let permit = self.admission.admit(Some(address)).or_else(|full| {
+            // Who has not said yet what it came for makes room for who may.
+            let of_address = (full == Refusal::AddressLimit).then_some(address);
+            let oldest = self.table.oldest_newcomer(of_address).ok_or(full)?;
+            oldest.close(CloseReason::TransportClose, Ending::Reset);
+            drop(oldest);
+            self.admission.admit(Some(address))
+        });
+        permit.map_err(Answer::Full)
     }
+}
+
+/// What is logged of an origin: whoever sends it chooses it.
+fn origin_for_log(origin: &HeaderValue) -> String {
+    const BYTES_MAX: usize = 128;
+    let bytes = origin.as_bytes();
+    String::from_utf8_lossy(&bytes[..bytes.len().min(BYTES_MAX)]).into_owned()
 }
 
 /// What a request asks for.
@@ -296,6 +321,7 @@ pub(super) enum Answer {
     BadMethod,
     BadRequest,
     Forbidden,
+    UnsupportedProtocol,
     Full(Refusal),
     Draining,
     BodyTimeout,
@@ -311,7 +337,10 @@ impl Answer {
             Self::BodyTimeout => Refusal::BodyTimeout,
             Self::TooLarge => Refusal::TooLarge,
             Self::UnknownSession => Refusal::UnknownSession,
-            Self::UnknownTransport | Self::BadMethod | Self::BadRequest => Refusal::BadRequest,
+            Self::UnknownTransport
+            | Self::BadMethod
+            | Self::BadRequest
+            | Self::UnsupportedProtocol => Refusal::BadRequest,
         }
     }
 }
@@ -337,6 +366,7 @@ impl IntoResponse for Answer {
             Self::BadMethod => engine(bad, 2, "Bad handshake method"),
             Self::BadRequest => engine(bad, 3, "Bad request"),
             Self::Forbidden => engine(StatusCode::FORBIDDEN, 4, "Forbidden"),
+            Self::UnsupportedProtocol => engine(bad, 5, "Unsupported protocol version"),
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
             Self::Full(Refusal::Memory) => {
                 later(StatusCode::SERVICE_UNAVAILABLE, "out of memory for new clients\n")

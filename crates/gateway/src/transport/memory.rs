@@ -6,51 +6,64 @@ use std::sync::{
 };
 
 use antiphon_metrics::IntGauge;
+use tokio::sync::Notify;
 
 /// Counts bytes that are held for clients, and knows how many may be.
+///
+/// From three quarters on, new clients are refused. Shortly before all of it is held, the largest holders are
+/// closed until an eighth is free.
 #[derive(Debug)]
 pub struct Budget {
     held: AtomicUsize,
     max: usize,
     gauge: IntGauge,
+    crossed: Notify,
 }
 
 impl Budget {
     /// A budget of `max` bytes; `gauge` shows how many are held.
     pub fn new(max: usize, gauge: IntGauge) -> Arc<Self> {
-        Arc::new(Self { held: AtomicUsize::new(0), max, gauge })
+        Arc::new(Self { held: AtomicUsize::new(0), max, gauge, crossed: Notify::new() })
     }
 
-    /// Counts `bytes` until the returned value is dropped. Never refuses: whoever can refuse work
-    /// asks [`Budget::exceeded`] first.
+    /// Counts `bytes` until the returned value is dropped. Never refuses.
     pub fn hold(budget: &Arc<Self>, bytes: usize) -> Held {
         budget.add(bytes);
         Held { budget: Arc::clone(budget), bytes }
     }
 
-    /// Whether more is held than may be.
-    pub fn exceeded(&self) -> bool {
-        self.held.load(Ordering::Relaxed) > self.max
+    /// Whether so much is held that there should be no more clients.
+    pub(super) fn is_tight(&self) -> bool {
+        self.held() > self.max / 4 * 3
     }
 
-    /// Whether `bytes` more would be too many.
-    pub fn would_exceed(&self, bytes: usize) -> bool {
-        self.held.load(Ordering::Relaxed).saturating_add(bytes) > self.max
+    /// Whether so much is held that somebody has to go.
+    pub(super) fn is_spent(&self) -> bool {
+        self.held() > self.max - self.max / 16
     }
 
-    /// How many bytes are held.
-    pub fn held(&self) -> usize {
+    /// Whether enough is free again.
+    pub(super) fn is_relieved(&self) -> bool {
+        self.held() <= self.max - self.max / 8
+    }
+
+    /// Returns once the budget is spent.
+    pub(super) async fn spent(&self) {
+        while !self.is_spent() {
+            self.crossed.notified().await;
+        }
+    }
+
+    fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
-    }
-
-    /// How many bytes may be held.
-    pub fn max(&self) -> usize {
-        self.max
     }
 
     pub(super) fn add(&self, bytes: usize) {
         let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.gauge.set(i64::try_from(held).unwrap_or(i64::MAX));
+        if self.is_spent() {
+            self.crossed.notify_one();
+        }
     }
 
     pub(super) fn sub(&self, bytes: usize) {
@@ -64,18 +77,6 @@ impl Budget {
 pub struct Held {
     budget: Arc<Budget>,
     bytes: usize,
-}
-
-impl Held {
-    /// Counts `bytes` from now on.
-    pub fn set(&mut self, bytes: usize) {
-        match bytes.checked_sub(self.bytes) {
-            Some(0) => {}
-            Some(more) => self.budget.add(more),
-            None => self.budget.sub(self.bytes - bytes),
-        }
-        self.bytes = bytes;
-    }
 }
 
 impl Drop for Held {

@@ -97,6 +97,7 @@ pub struct Handshake<'a> {
 pub struct Settings {
     polling: bool,
     websocket: bool,
+    allow_eio3: bool,
     ping_interval: Duration,
     ping_timeout: Duration,
     upgrade_timeout: Duration,
@@ -120,6 +121,7 @@ impl Settings {
         Self {
             polling: server.polling,
             websocket: server.websocket,
+            allow_eio3: server.allow_eio3,
             ping_interval: session.ping_interval,
             ping_timeout: session.ping_timeout,
             upgrade_timeout: session.upgrade_timeout,
@@ -159,6 +161,7 @@ pub struct Transport<H: Handler> {
     tasks: TaskTracker,
     unknown_sessions: LogThrottle,
     refused_origins: LogThrottle,
+    closed_for_memory: LogThrottle,
 }
 
 impl<H: Handler> fmt::Debug for Transport<H> {
@@ -196,6 +199,7 @@ impl<H: Handler> Transport<H> {
             tasks,
             unknown_sessions: LogThrottle::default(),
             refused_origins: LogThrottle::default(),
+            closed_for_memory: LogThrottle::default(),
         })
     }
 
@@ -214,7 +218,15 @@ impl<H: Handler> Transport<H> {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.budget.spent() => {
+                    self.keep_budget();
+                    // Whoever was closed lets go of what is held in a task of its own.
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+            }
             let now = Instant::now();
             for (looked_at, (id, alarm)) in self.wheel.due().into_iter().enumerate() {
                 if let Some(session) = self.table.find(id) {
@@ -224,23 +236,29 @@ impl<H: Handler> Transport<H> {
                     tokio::task::yield_now().await;
                 }
             }
-            self.keep_budget();
         }
     }
 
-    /// Closes the largest holders until what is held is within the budget again.
+    /// Closes the largest holders if the budget is spent.
     fn keep_budget(&self) {
-        if !self.budget.exceeded() {
+        if !self.budget.is_spent() {
             return;
         }
         let mut holders: Vec<_> =
             self.table.all().into_iter().map(|session| (session.held_bytes(), session)).collect();
         holders.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
         for (bytes, session) in holders {
-            if !self.budget.exceeded() || bytes == 0 {
+            if self.budget.is_relieved() || bytes == 0 {
                 return;
             }
-            tracing::warn!(client = session.number(), bytes, "closed: the node is out of memory");
+            if let Some(suppressed) = self.closed_for_memory.may_log() {
+                tracing::warn!(
+                    client = session.number(),
+                    bytes,
+                    suppressed,
+                    "closed the session that held most: limits.memory is spent"
+                );
+            }
             session.close(CloseReason::Memory, Ending::Reset);
         }
     }

@@ -42,7 +42,7 @@ pub enum Ending {
     /// What waits goes out, then the stream ends without a close frame: clients take that for a
     /// network error and come back, whereas some take a close frame for an orderly end and stay away.
     Flush,
-    /// The same, with a close frame before the end: the client broke the protocol.
+    /// The same, with a close frame (over polling a close packet) before the end: the client broke the protocol.
     CloseFrame(Option<u16>),
     /// At once; what waits is lost and the kernel drops what it holds.
     Reset,
@@ -89,6 +89,8 @@ pub(super) enum Polled {
     },
     /// Nothing, but the client should send its next request: it is upgrading, or the session ends.
     Noop,
+    /// The session ends because the client broke the protocol.
+    Close,
 }
 
 /// How far a flush got.
@@ -376,6 +378,9 @@ impl Outbound {
             // A pong whose beginning is out must be finished; then the ping goes unanswered.
             let begun = state.pong.as_ref().is_some_and(|pong| !is_frame_start(pong));
             if !begun {
+                if state.is_empty() {
+                    state.progress = Instant::now();
+                }
                 state.pong = Some(frame);
             }
         }
@@ -481,17 +486,20 @@ impl Outbound {
         let mut state = self.lock();
         let (packets, volatile_events) = match state.carrier {
             Carrier::Polling { .. } => state.take_packets(self.protocol),
-            Carrier::WebSocket(_) | Carrier::Closed => return Poll::Ready(Polled::Noop),
+            Carrier::WebSocket(_) => return Poll::Ready(Polled::Noop),
+            Carrier::Closed => (Vec::new(), 0),
         };
         if !packets.is_empty() {
             state.progress = Instant::now();
             return Poll::Ready(Polled::Packets { packets, volatile_events });
         }
         let probed = matches!(state.carrier, Carrier::Polling { upgrade: Upgrade::Probed, .. });
-        if state.ending.is_some() || probed && before_probe {
-            return Poll::Ready(Polled::Noop);
+        match state.ending {
+            Some(Ending::CloseFrame(_)) => Poll::Ready(Polled::Close),
+            Some(Ending::Flush | Ending::Reset) => Poll::Ready(Polled::Noop),
+            None if probed && before_probe => Poll::Ready(Polled::Noop),
+            None => Poll::Pending,
         }
-        Poll::Pending
     }
 
     /// Ends a poll, answered or not.
@@ -499,11 +507,6 @@ impl Outbound {
         if let Carrier::Polling { poll_waits, .. } = &mut self.lock().carrier {
             *poll_waits = false;
         }
-    }
-
-    /// Whether a poll waits.
-    pub(super) fn poll_waits(&self) -> bool {
-        matches!(self.lock().carrier, Carrier::Polling { poll_waits: true, .. })
     }
 
     /// Whether the client's probe has come.

@@ -10,6 +10,8 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use tokio::time::{sleep, timeout};
 
+use crate::net::Remote;
+
 use super::{
     Handler,
     http::{Answer, Query},
@@ -23,7 +25,7 @@ use super::{
 /// clients whose probe was not answered poll on (engine.io/lib/socket.ts, `check`).
 const PROBED_POLL: Duration = Duration::from_millis(100);
 
-/// A POST whose answer waits because its sender has too much in the dispatch queue.
+/// A GET that waits for packets.
 struct OpenPoll<'a, H: Handler> {
     session: &'a Arc<Session<H>>,
     answered: bool,
@@ -43,11 +45,12 @@ impl<H: Handler> Drop for OpenPoll<'_, H> {
 pub(super) async fn get<H: Handler>(
     session: &Arc<Session<H>>,
     query: &Query,
+    remote: &Remote,
 ) -> Result<Response, Answer> {
     match session.outbound().begin_poll() {
         Ok(()) => {}
         Err(PollError::Overlap) => {
-            session.close(CloseReason::TransportError, Ending::Reset);
+            session.close(CloseReason::TransportError, Ending::CloseFrame(None));
             return Err(Answer::BadRequest);
         }
         Err(PollError::Gone) => return Err(Answer::BadRequest),
@@ -64,9 +67,12 @@ pub(super) async fn get<H: Handler>(
     let response = match &polled {
         Polled::Packets { packets, volatile_events } => {
             session.hub().metrics.deliveries_total.inc_by(*volatile_events);
-            answer(session, query, packets)
+            let (status, kind, payload) = payload(session, query, packets);
+            let payload = session.hold_answer(payload, &remote.connection);
+            response(status, kind, Body::from(payload))
         }
-        Polled::Noop => answer(session, query, &[noop()]),
+        Polled::Noop => answer(session, query, &[packet(b"6")]),
+        Polled::Close => answer(session, query, &[packet(b"1")]),
     };
     let polls = session.transport() == TransportName::Polling;
     if polls && session.outbound().ending().is_some() && session.outbound().waiting_bytes() == 0 {
@@ -75,8 +81,8 @@ pub(super) async fn get<H: Handler>(
     Ok(response)
 }
 
-fn noop() -> OutPacket {
-    OutPacket { bytes: Bytes::from_static(b"6"), binary: false }
+fn packet(text: &'static [u8]) -> OutPacket {
+    OutPacket { bytes: Bytes::from_static(text), binary: false }
 }
 
 /// The answer with these packets.
@@ -85,6 +91,15 @@ pub(super) fn answer<H: Handler>(
     query: &Query,
     packets: &[OutPacket],
 ) -> Response {
+    let (status, kind, payload) = payload(session, query, packets);
+    response(status, kind, Body::from(payload))
+}
+
+fn payload<H: Handler>(
+    session: &Session<H>,
+    query: &Query,
+    packets: &[OutPacket],
+) -> (StatusCode, &'static str, Bytes) {
     let base64 = query.base64 || query.jsonp.is_some();
     let (payload, binary) = encode_payload(session.protocol(), base64, packets);
     let payload = match &query.jsonp {
@@ -95,7 +110,7 @@ pub(super) fn answer<H: Handler>(
         true => "application/octet-stream",
         false => "text/plain; charset=UTF-8",
     };
-    response(StatusCode::OK, kind, Body::from(payload))
+    (StatusCode::OK, kind, payload)
 }
 
 /// As engine.io's `polling-jsonp.ts`: a call of the client's function, whose argument is a text of
@@ -158,6 +173,15 @@ fn form_data(body: &[u8]) -> Bytes {
     data.into()
 }
 
+/// The part of a body that has come counts until it is whole, or given up.
+struct Unfinished<'a, H: Handler>(&'a Session<H>);
+
+impl<H: Handler> Drop for Unfinished<'_, H> {
+    fn drop(&mut self) {
+        self.0.set_inbound_bytes(0);
+    }
+}
+
 /// The body of a request, within the bound of a message and its deadline.
 async fn whole<H: Handler>(session: &Arc<Session<H>>, mut body: Body) -> Result<Bytes, Answer> {
     let settings = &session.hub().settings;
@@ -171,7 +195,7 @@ async fn whole<H: Handler>(session: &Arc<Session<H>>, mut body: Body) -> Result<
     }
     let mut read = BytesMut::new();
     let mut deadline = std::pin::pin!(sleep(settings.body_timeout));
-    let mut held = super::memory::Budget::hold(&session.hub().budget, 0);
+    let _held = Unfinished(session);
     loop {
         let frame = tokio::select! {
             frame = body.frame() => frame,
@@ -190,7 +214,7 @@ async fn whole<H: Handler>(session: &Arc<Session<H>>, mut body: Body) -> Result<
             return Err(too_large());
         }
         read.extend_from_slice(&data);
-        held.set(read.capacity());
+        session.set_inbound_bytes(read.capacity());
         if session.outbound().ending().is_some() {
             return Err(Answer::BadRequest);
         }

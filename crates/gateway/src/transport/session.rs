@@ -1,28 +1,30 @@
 //! A client's session, from its handshake until nothing is left of it, and the table of all of them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet, VecDeque},
     fmt,
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
 
 use antiphon_metrics::gateway::{CloseReason, SessionEnd, Transport as TransportName, Undelivered};
+use bytes::Bytes;
 use rustc_hash::FxBuildHasher;
 use tokio::{net::TcpStream, sync::Notify};
 
 use super::{
     Handler, Protocol, Transport,
     batch::FrameBatch,
+    memory::{Budget, Held},
     outbound::{Ending, Outbound, Sent},
     sid::SessionId,
     wheel::{Alarm, TICK},
 };
-use crate::net::Permit;
+use crate::net::{ConnectionHandle, Permit, group};
 
 /// A polling client that is there comes back with its next poll far sooner.
 const LAST_POLL_PATIENCE: Duration = Duration::from_secs(1);
@@ -45,11 +47,43 @@ pub struct Session<H: Handler> {
     reads_held: AtomicBool,
     /// Bytes of messages that are not whole yet, for the transport and for the application.
     inbound_bytes: [AtomicUsize; 2],
+    /// The answer to a poll that is being written, if it is a large one.
+    answer: Mutex<Option<Unwritten>>,
+    stall_watched: AtomicBool,
     /// Wakes a request whose answer waits until reads are let go.
     let_go: Notify,
     close_reason: OnceLock<CloseReason>,
     state: H::State,
     _permit: Permit,
+}
+
+/// A smaller answer costs no more than a connection.
+const ANSWER_HELD_MIN: usize = 16 * 1024;
+
+/// An answer that the kernel has not taken yet.
+#[derive(Debug)]
+struct Unwritten {
+    bytes: Arc<AtomicUsize>,
+    connection: Weak<ConnectionHandle>,
+}
+
+/// The bytes of an answer, which count until the last of them is written.
+struct Answer {
+    payload: Bytes,
+    bytes: Arc<AtomicUsize>,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for Answer {
+    fn as_ref(&self) -> &[u8] {
+        &self.payload
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.bytes.store(0, Ordering::Relaxed);
+    }
 }
 
 /// Where the heartbeat stands.
@@ -96,6 +130,12 @@ impl<H: Handler> Session<H> {
         }
     }
 
+    /// The id of a session of revision 3, whose clients take it for the id of their sockets. Whoever has it can
+    /// poll for the session, unless that is on a WebSocket. Other sessions keep theirs to themselves.
+    pub fn id_of_eio3(&self) -> Option<&str> {
+        (self.protocol == Protocol::Eio3).then(|| self.id.as_str())
+    }
+
     /// What the application keeps with it.
     pub fn state(&self) -> &H::State {
         &self.state
@@ -109,7 +149,9 @@ impl<H: Handler> Session<H> {
     /// Bytes that the node holds for this client alone, or from it.
     pub fn held_bytes(&self) -> usize {
         let inbound = self.inbound_bytes.iter().map(|bytes| bytes.load(Ordering::Relaxed));
-        self.outbound.waiting_bytes() + inbound.sum::<usize>()
+        let answer = self.lock_answer();
+        let answer = answer.as_ref().map_or(0, |answer| answer.bytes.load(Ordering::Relaxed));
+        self.outbound.waiting_bytes() + inbound.sum::<usize>() + answer
     }
 
     pub(super) fn id(&self) -> SessionId {
@@ -156,9 +198,37 @@ impl<H: Handler> Session<H> {
         false
     }
 
-    fn watch_stall(&self) {
-        let timeout = self.transport.settings.write_stall_timeout;
-        self.transport.wheel.schedule(self.id, Alarm::Stall, timeout);
+    /// Sees to it that a client that takes nothing is noticed.
+    pub(super) fn watch_stall(&self) {
+        if !self.stall_watched.swap(true, Ordering::AcqRel) {
+            let timeout = self.transport.settings.write_stall_timeout;
+            self.transport.wheel.schedule(self.id, Alarm::Stall, timeout);
+        }
+    }
+
+    fn lock_answer(&self) -> MutexGuard<'_, Option<Unwritten>> {
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the answer to a poll until it is written to `connection`.
+    pub(super) fn hold_answer(&self, payload: Bytes, connection: &Arc<ConnectionHandle>) -> Bytes {
+        if payload.len() < ANSWER_HELD_MIN {
+            return payload;
+        }
+        let bytes = Arc::new(AtomicUsize::new(payload.len()));
+        let connection = Arc::downgrade(connection);
+        *self.lock_answer() = Some(Unwritten { bytes: Arc::clone(&bytes), connection });
+        let held = Budget::hold(&self.transport.budget, payload.len());
+        Bytes::from_owner(Answer { payload, bytes, _held: held })
+    }
+
+    /// Cuts the connection on which an answer is being written.
+    fn abort_answer(&self) {
+        let answer = self.lock_answer().take();
+        let unwritten = answer.filter(|answer| answer.bytes.load(Ordering::Relaxed) > 0);
+        if let Some(connection) = unwritten.and_then(|answer| answer.connection.upgrade()) {
+            connection.abort();
+        }
     }
 
     /// Stops reading from the client, until [`Session::release_reads`]: its messages wait in the network.
@@ -241,6 +311,9 @@ impl<H: Handler> Session<H> {
         tracing::debug!(client = self.number, reason = reason.as_str(), "session closed");
         self.let_go.notify_waiters();
         self.transport.handler.closed(self, reason);
+        if reason == CloseReason::Memory {
+            self.abort_answer();
+        }
         if self.transport() == TransportName::WebSocket {
             self.watch_stall();
         } else if ending == Ending::Reset || self.outbound.waiting_bytes() == 0 {
@@ -336,16 +409,18 @@ impl<H: Handler> Session<H> {
         if self.outbound.ending().is_some() {
             return;
         }
-        let timeout = self.transport.settings.ping_timeout;
+        let Transport { settings, .. } = &*self.transport;
+        let (interval, timeout) = (settings.ping_interval, settings.ping_timeout);
         let heartbeat = *self.lock_heartbeat();
         let next = match heartbeat {
             Heartbeat::Ping(at) if at <= now + TICK => {
                 *self.lock_heartbeat() = Heartbeat::Expect(now + timeout);
                 self.send_one(&self.transport.packets.ping);
-                timeout
+                timeout.min(interval)
             }
             Heartbeat::Ping(at) => at - now,
-            Heartbeat::Expect(at) if at > now => at - now,
+            // The answer may be there long before, and then the next ping is due before that, too.
+            Heartbeat::Expect(at) if at > now => (at - now).min(interval),
             // While reads are held, an answer may have come that nobody has read.
             Heartbeat::Expect(_) if self.is_held_but_alive(now) => timeout,
             Heartbeat::Expect(_) => {
@@ -364,11 +439,15 @@ impl<H: Handler> Session<H> {
     }
 
     fn look_at_stall(self: &Arc<Self>, now: Instant) {
+        self.stall_watched.store(false, Ordering::Release);
         let Some(stalled) = self.outbound.stalled_for(now) else { return };
         let timeout = self.transport.settings.write_stall_timeout;
         match timeout.checked_sub(stalled) {
             None | Some(Duration::ZERO) => self.abort(CloseReason::WriteStalled),
-            Some(left) => self.transport.wheel.schedule(self.id, Alarm::Stall, left),
+            Some(left) if !self.stall_watched.swap(true, Ordering::AcqRel) => {
+                self.transport.wheel.schedule(self.id, Alarm::Stall, left);
+            }
+            Some(_) => {}
         }
     }
 }
@@ -392,14 +471,14 @@ pub(super) struct Table<H: Handler> {
 /// Sessions that have not been established, the oldest first.
 #[derive(Debug, Default)]
 struct Newcomers {
-    order: std::collections::VecDeque<(u64, SessionId, IpAddr)>,
-    waiting: HashMap<SessionId, ()>,
+    order: VecDeque<(SessionId, IpAddr)>,
+    waiting: HashSet<SessionId>,
     by_address: HashMap<IpAddr, usize>,
 }
 
 impl Newcomers {
     fn remove(&mut self, id: SessionId, address: IpAddr) {
-        if self.waiting.remove(&id).is_none() {
+        if !self.waiting.remove(&id) {
             return;
         }
         if let Some(count) = self.by_address.get_mut(&address) {
@@ -409,12 +488,12 @@ impl Newcomers {
             }
         }
         // Those that have gone stay in `order` until they come to the front, or are half of it.
-        while self.order.front().is_some_and(|(_, id, _)| !self.waiting.contains_key(id)) {
+        while self.order.front().is_some_and(|(id, _)| !self.waiting.contains(id)) {
             self.order.pop_front();
         }
         if self.order.len() > 2 * self.waiting.len() + 64 {
             let waiting = &self.waiting;
-            self.order.retain(|(_, id, _)| waiting.contains_key(id));
+            self.order.retain(|(id, _)| waiting.contains(id));
         }
     }
 }
@@ -465,9 +544,10 @@ impl<H: Handler> Table<H> {
 
     fn insert(&self, session: &Arc<Session<H>>) {
         let mut newcomers = self.newcomers();
-        newcomers.order.push_back((session.number, session.id, session.address));
-        newcomers.waiting.insert(session.id, ());
-        *newcomers.by_address.entry(session.address).or_default() += 1;
+        let address = group(session.address);
+        newcomers.order.push_back((session.id, address));
+        newcomers.waiting.insert(session.id);
+        *newcomers.by_address.entry(address).or_default() += 1;
         drop(newcomers);
         let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
         sessions.insert(session.id, Arc::clone(session));
@@ -482,28 +562,35 @@ impl<H: Handler> Table<H> {
         max_per_address: usize,
     ) -> Option<Arc<Session<H>>> {
         let newcomers = self.newcomers();
-        let of_address = newcomers.by_address.get(&address).copied().unwrap_or(0);
-        let mut live =
-            newcomers.order.iter().filter(|(_, id, _)| newcomers.waiting.contains_key(id));
-        let oldest = if of_address > max_per_address {
-            live.find(|(_, _, whose)| *whose == address)
-        } else if newcomers.waiting.len() > max {
-            live.next()
-        } else {
-            None
-        };
-        let id = oldest.map(|(_, id, _)| *id);
+        let of_address = newcomers.by_address.get(&group(address)).copied().unwrap_or(0);
+        let too_many = newcomers.waiting.len() > max;
         drop(newcomers);
-        self.find(id?)
+        match of_address > max_per_address {
+            true => self.oldest_newcomer(Some(address)),
+            false if too_many => self.oldest_newcomer(None),
+            false => None,
+        }
+    }
+
+    /// The session that has been without an answer from the application for longest; of one address, or of all.
+    pub(super) fn oldest_newcomer(&self, address: Option<IpAddr>) -> Option<Arc<Session<H>>> {
+        let address = address.map(group);
+        let newcomers = self.newcomers();
+        let is_meant = |(id, whose): &&(SessionId, IpAddr)| {
+            address.is_none_or(|address| *whose == address) && newcomers.waiting.contains(id)
+        };
+        let (id, _) = *newcomers.order.iter().find(is_meant)?;
+        drop(newcomers);
+        self.find(id)
     }
 
     fn established(&self, id: SessionId, address: IpAddr) {
-        self.newcomers().remove(id, address);
+        self.newcomers().remove(id, group(address));
     }
 
     /// Whether the session was there.
     fn remove(&self, session: &Session<H>) -> bool {
-        self.newcomers().remove(session.id, session.address);
+        self.newcomers().remove(session.id, group(session.address));
         let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
         let removed = sessions.remove(&session.id);
         let empty = sessions.is_empty();
@@ -562,6 +649,8 @@ impl<H: Handler> Transport<H> {
             established: AtomicBool::new(false),
             reads_held: AtomicBool::new(false),
             inbound_bytes: Default::default(),
+            answer: Mutex::default(),
+            stall_watched: AtomicBool::new(false),
             let_go: Notify::new(),
             close_reason: OnceLock::new(),
             state,

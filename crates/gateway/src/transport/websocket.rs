@@ -30,8 +30,9 @@ use crate::net::{Counted, HttpStream};
 /// Bytes read at a time. Larger messages take more reads; more than this is never kept for later.
 const READ_BYTES: usize = 16 * 1024;
 
-/// Reads from one connection before other tasks have their turn.
-const READS_PER_TURN: usize = 4;
+/// Frames from one connection before other tasks have their turn: a flood of tiny ones takes no longer
+/// than a few messages.
+const FRAMES_PER_TURN: usize = 64;
 
 /// How long a connection that has been ended from this side may take to end from the other, so that no
 /// reset destroys what is on its way.
@@ -195,7 +196,8 @@ impl Connection {
         context: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         session.outbound().register(context);
-        for _ in 0..READS_PER_TURN {
+        let mut frames = FRAMES_PER_TURN;
+        while frames > 0 {
             let waiting = match self.flush(session, context) {
                 Ok(Some(waiting)) => waiting,
                 Ok(None) => return Poll::Ready(Ok(())),
@@ -208,7 +210,7 @@ impl Connection {
                 return Poll::Pending;
             }
             if self.unread.is_empty() {
-                match ready!(self.poll_read(session, context)) {
+                match ready!(self.poll_read(session, &mut frames, context)) {
                     Read::Some(bytes) => {
                         session.hub().metrics.received_bytes_total.inc_by(bytes as u64);
                     }
@@ -217,7 +219,7 @@ impl Connection {
                 }
             } else {
                 let unread = std::mem::take(&mut self.unread);
-                self.take(session, &unread);
+                self.take(session, &unread, &mut frames);
             }
         }
         context.waker().wake_by_ref();
@@ -243,7 +245,10 @@ impl Connection {
             }
             match self.stream.poll_write_ready(context) {
                 Poll::Ready(ready) => ready?,
-                Poll::Pending => return Ok(Some(flushed.waiting)),
+                Poll::Pending => {
+                    session.watch_stall();
+                    return Ok(Some(flushed.waiting));
+                }
             }
         }
     }
@@ -251,6 +256,7 @@ impl Connection {
     fn poll_read<H: Handler>(
         &mut self,
         session: &Arc<Session<H>>,
+        frames: &mut usize,
         context: &mut Context<'_>,
     ) -> Poll<Read> {
         loop {
@@ -260,7 +266,8 @@ impl Connection {
             let stream = Arc::clone(&self.stream);
             let read = with_buffer(|buffer| {
                 let bytes = stream.try_read(buffer)?;
-                self.take(session, &buffer[..bytes]);
+                *frames = frames.saturating_sub(1);
+                self.take(session, &buffer[..bytes], frames);
                 Ok::<_, io::Error>(bytes)
             });
             return Poll::Ready(match read {
@@ -272,17 +279,26 @@ impl Connection {
         }
     }
 
-    /// Takes what was read apart, until it is used up or reads are held.
-    fn take<H: Handler>(&mut self, session: &Arc<Session<H>>, mut input: &[u8]) {
+    /// Takes what was read apart, until it is used up, reads are held, or it has been enough for a turn.
+    fn take<H: Handler>(
+        &mut self,
+        session: &Arc<Session<H>>,
+        mut input: &[u8],
+        frames: &mut usize,
+    ) {
+        // The newest is the one that must be answered (RFC 6455, section 5.5.3).
+        let mut ping = None;
         loop {
             if session.outbound().ending().is_some() {
                 return;
             }
-            if !session.may_read(0) {
+            if !session.may_read(0) || *frames == 0 {
                 self.unread = input.to_vec();
                 break;
             }
+            *frames -= 1;
             match self.reader.next(&mut input) {
+                Ok(Some(Frame::Ping(payload))) => ping = Some(payload),
                 Ok(Some(frame)) => take_frame(session, frame),
                 Ok(None) => break,
                 Err(error) => {
@@ -294,6 +310,9 @@ impl Connection {
                     return;
                 }
             }
+        }
+        if let Some(payload) = ping {
+            session.outbound().send_pong(pong(&payload).into());
         }
         session.set_inbound_bytes(self.reader.held_bytes() + self.unread.len());
     }
@@ -352,8 +371,8 @@ fn take_frame<H: Handler>(session: &Arc<Session<H>>, frame: Frame) {
     let packet = match frame {
         Frame::Text(text) => Packet::from_text(session.protocol(), text),
         Frame::Binary(bytes) => Packet::from_binary(session.protocol(), bytes),
-        Frame::Ping(payload) => return session.outbound().send_pong(pong(&payload).into()),
-        Frame::Pong(_) => return,
+        // Pings are answered by whoever takes frames out.
+        Frame::Ping(_) | Frame::Pong(_) => return,
         Frame::Close(_) => {
             return session.close(CloseReason::TransportClose, Ending::CloseFrame(None));
         }
