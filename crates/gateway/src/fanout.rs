@@ -29,6 +29,9 @@ const RECIPIENTS_PER_TURN: usize = 256;
 /// The same in bytes written.
 const BYTES_PER_TURN: usize = 1024 * 1024;
 
+/// Type, ack id and number of attachments of a packet, and the heads of its frames.
+const PACKET_HEAD_BYTES: usize = 48;
+
 /// Delivers the adapter's batches to sessions. Cloning it is cheap.
 #[derive(Clone)]
 pub struct FanOut(Arc<Shared>);
@@ -102,7 +105,9 @@ impl FanOut {
 /// A batch as clients get it.
 pub(crate) fn encode(batch: &PacketBatch, budget: &Arc<Budget>) -> FrameBatch {
     let packets = batch.packets();
-    let mut frames = FrameBatchBuilder::with_capacity(batch.bytes(), packets.len());
+    // A packet's head is short, and so are those of its frames.
+    let heads = packets.len() * (PACKET_HEAD_BYTES + batch.namespace().len());
+    let mut frames = FrameBatchBuilder::with_capacity(batch.bytes() + heads, packets.len());
     for packet in packets {
         append(&mut frames, packet);
     }

@@ -169,7 +169,7 @@ impl Health {
 
     fn is_out_of_memory(&self) -> bool {
         // As the transport, which refuses new clients from there on.
-        self.metrics.memory_bytes.get() > self.metrics.memory_bytes_max.get() / 4 * 3
+        self.metrics.memory_bytes.get() > self.metrics.memory_bytes_max.get() / 8 * 5
     }
 
     fn is_overloaded(&self) -> bool {
@@ -244,9 +244,9 @@ mod tests {
         health.metrics.stage_bytes.set(0);
         health.metrics.stage_events_max.set(4);
         assert!(health.readiness().ready, "an empty stage is not full, however small");
-        health.metrics.memory_bytes.set(751);
+        health.metrics.memory_bytes.set(626);
         assert!(!health.readiness().ready && !health.readiness().conditions.memory);
-        health.metrics.memory_bytes.set(750);
+        health.metrics.memory_bytes.set(625);
         health.state.leave(&health.metrics);
         assert!(!health.readiness().ready && !health.readiness().conditions.not_draining);
     }

@@ -10,8 +10,8 @@ use tokio::sync::Notify;
 
 /// Counts bytes that are held for clients, and knows how many may be.
 ///
-/// From three quarters on, new clients are refused. Shortly before all of it is held, the largest holders are
-/// closed until an eighth is free.
+/// From five eighths on, new clients are refused. At seven eighths the largest holders are closed until a quarter
+/// is free: what they hold is let go a moment later, and more comes meanwhile.
 #[derive(Debug)]
 pub struct Budget {
     held: AtomicUsize,
@@ -34,17 +34,17 @@ impl Budget {
 
     /// Whether so much is held that there should be no more clients.
     pub(super) fn is_tight(&self) -> bool {
-        self.held() > self.max / 4 * 3
+        self.held() > self.max / 8 * 5
     }
 
     /// Whether so much is held that somebody has to go.
     pub(super) fn is_spent(&self) -> bool {
-        self.held() > self.max - self.max / 16
+        self.held() > self.max / 8 * 7
     }
 
-    /// Whether enough is free again.
-    pub(super) fn is_relieved(&self) -> bool {
-        self.held() <= self.max - self.max / 8
+    /// How many bytes must go until a quarter is free.
+    pub(super) fn excess(&self) -> usize {
+        self.held().saturating_sub(self.max / 4 * 3)
     }
 
     /// Returns once the budget is spent.

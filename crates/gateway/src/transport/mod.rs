@@ -247,8 +247,13 @@ impl<H: Handler> Transport<H> {
         let mut holders: Vec<_> =
             self.table.all().into_iter().map(|session| (session.held_bytes(), session)).collect();
         holders.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
-        for (bytes, session) in holders {
-            if self.budget.is_relieved() || bytes == 0 {
+        // Those that are being closed already let go of what they hold in tasks of their own.
+        let (closing, open): (Vec<_>, Vec<_>) =
+            holders.into_iter().partition(|(_, session)| session.outbound().ending().is_some());
+        let released: usize = closing.iter().map(|(bytes, _)| bytes).sum();
+        let mut excess = self.budget.excess().saturating_sub(released);
+        for (bytes, session) in open {
+            if excess == 0 || bytes == 0 {
                 return;
             }
             if let Some(suppressed) = self.closed_for_memory.may_log() {
@@ -260,6 +265,7 @@ impl<H: Handler> Transport<H> {
                 );
             }
             session.close(CloseReason::Memory, Ending::Reset);
+            excess = excess.saturating_sub(bytes);
         }
     }
 

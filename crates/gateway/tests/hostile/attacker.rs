@@ -147,12 +147,18 @@ pub(crate) async fn request(
 /// Somebody who chats while others attack.
 pub(crate) struct Bystander {
     client: Client,
+    event: &'static str,
     sent: u64,
 }
 
 impl Bystander {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
-        Self { client: Client::connect(address).await, sent: 0 }
+        Self { client: Client::connect(address).await, event: "chat_message", sent: 0 }
+    }
+
+    /// One that talks to the node alone, and hears nobody else.
+    pub(crate) async fn echoing(address: SocketAddr) -> Self {
+        Self { event: "server_message", ..Self::connect(address).await }
     }
 
     /// Sends so many messages, one after another: the time that 99 of 100 took at most to be
@@ -160,7 +166,7 @@ impl Bystander {
     pub(crate) async fn p99(&mut self, messages: usize) -> Duration {
         let mut times = Vec::new();
         for _ in 0..messages {
-            let event = json!(["chat_message", self.sent]);
+            let event = json!([self.event, self.sent]);
             let started = Instant::now();
             let answer = self.client.ask(self.sent, event.clone()).await;
             assert_eq!(answer, json!([{ "ok": true }]));

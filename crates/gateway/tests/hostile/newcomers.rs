@@ -46,7 +46,7 @@ async fn never_connected(node: &Node) -> f64 {
 #[tokio::test]
 async fn sessions_that_connect_to_no_namespace_keep_nobody_out() {
     let node = Node::start(&["server.max_connections=3000"]).await;
-    let mut member = Bystander::connect(node.address).await;
+    let mut member = Bystander::echoing(node.address).await;
     let (mut read, mut write) = TcpStream::connect(node.address).await.expect("open").into_split();
     let writing = tokio::spawn(async move {
         let requests = format!("{OPEN} HTTP/1.1\r\nHost: x\r\n\r\n").repeat(3000);
@@ -67,7 +67,7 @@ async fn sessions_that_connect_to_no_namespace_keep_nobody_out() {
         }
     }
     for _ in 0..10 {
-        Bystander::connect(node.address).await.p99(1).await;
+        Bystander::echoing(node.address).await.p99(1).await;
         let sid = open(&node, local(1)).await;
         assert_eq!(connect(&node, local(1), &sid).await, 200);
     }
