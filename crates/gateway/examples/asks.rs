@@ -67,9 +67,9 @@ async fn main() -> anyhow::Result<()> {
     let settings = set.collect::<anyhow::Result<Vec<_>>>()?.into_iter().chain(named);
     let settings: Vec<_> = settings.collect();
     let config = Config::load(args.config.as_deref(), environment(), &settings)?.config;
-    Telemetry::start(&config)?;
+    let telemetry = Telemetry::start(&config)?;
     let listeners = Listeners::bind(&config).await?;
-    let node = Node::new(config)?;
+    let node = Node::new(config)?.with_telemetry(telemetry);
     let namespace = node.namespace("/").context("the node has no namespace \"/\"")?;
     let io = node.io().clone();
     // socketioxide knows the namespaces that have a handler.

@@ -76,11 +76,11 @@ impl Args {
 async fn main() -> anyhow::Result<()> {
     let settings = Args::parse().settings()?;
     let config = Config::load(None, std::iter::empty(), &settings)?.config;
-    Telemetry::start(&config)?;
+    let telemetry = Telemetry::start(&config)?;
     let listeners = Listeners::bind(&config).await?;
     println!("http://{}", listeners.public.local_addr()?);
     let routes = echo(&config)?;
-    let node = Node::with_routes(config, routes)?;
+    let node = Node::with_routes(config, routes)?.with_telemetry(telemetry);
     for namespace in ["/", "/custom"] {
         node.io().ns(namespace, greet);
     }

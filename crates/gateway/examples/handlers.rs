@@ -58,10 +58,10 @@ struct Message<'a> {
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let config = config(&args)?;
-    Telemetry::start(&config)?;
+    let telemetry = Telemetry::start(&config)?;
     let listeners = Listeners::bind(&config).await?;
     let namespaces = config.namespaces.clone();
-    let node = Node::new(config)?;
+    let node = Node::new(config)?.with_telemetry(telemetry);
     for namespace in namespaces {
         if args.silent {
             node.io().ns(namespace, async || ());

@@ -1,7 +1,48 @@
 //! A node: the server that Socket.IO clients connect to.
 //!
 //! What it does is configured rather than programmed: [`config`] has the settings and the table of
-//! events. `run(config, listeners, shutdown)` is all of it; several nodes may run in one process.
+//! events. [`run`] is all of it; several nodes may run in one process.
+//!
+//! # How it works
+//!
+//! ```text
+//! net ─▶ transport ─▶ namespaces ─▶ rules ─▶ dispatcher ─▶ Batch ─▶ fanout ─▶ transport::outbound
+//!                                     └────▶ engine          └────▶ bus
+//! ```
+//!
+//! - [`transport`] owns a client's connection from the first byte to the last. It speaks Engine.IO
+//!   and knows nothing of Socket.IO.
+//! - `namespaces` parses packets. Events with a rule go through the one dispatcher, which keeps
+//!   their order, to the adapter. The adapter publishes them and knows their recipients.
+//! - `engine` runs the handlers of a Rust application. Only there socketioxide is at work.
+//!
+//! # An application in Rust
+//!
+//! A program may register socketioxide's handlers before it serves a node. An event with a rule
+//! follows the rule; other events go to the handlers of their namespace. `examples/handlers.rs` is
+//! a whole program.
+//!
+//! ```no_run
+//! use antiphon_gateway::{Adapter, Listeners, Node, Shutdown, SocketId, config::Config};
+//! use socketioxide::extract::SocketRef;
+//!
+//! # async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+//! let listeners = Listeners::bind(&config).await?;
+//! let node = Node::new(config)?;
+//! node.io().ns("/", async |socket: SocketRef<Adapter>| {
+//!     // By this id, clients and other servers know the socket. `socket.id` is the engine's own.
+//!     let id = socket.req_parts().extensions.get::<SocketId>().map(SocketId::to_string);
+//!     socket.join("lobby");
+//!     let _ = socket.emit("welcome", &id);
+//! });
+//! node.serve(listeners, Shutdown::on_signals()?).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - Handlers run on threads of their own and start in the order of the client's events.
+//!   `tokio::task::block_in_place` panics there.
+//! - [`Node::io`] knows only namespaces with a handler. [`Node::namespace`] knows all.
 
 mod admin;
 mod cluster;

@@ -8,6 +8,7 @@
 //! whoever was asked. Nothing else waits for that.
 
 mod attachments;
+mod deferred;
 mod link;
 
 use std::{
@@ -41,6 +42,7 @@ use crate::{
     transport::{self, Budget, Ending, FrameBatch, FrameBatchBuilder, Handshake, Message},
 };
 use attachments::Attachments;
+use deferred::{DeferredPackets, TooManyError};
 use link::EngineLink;
 
 /// A client.
@@ -157,6 +159,7 @@ pub struct Client {
     /// How many of its sockets have an engine session.
     engines: AtomicUsize,
     attachments: Mutex<Option<Box<Attachments>>>,
+    deferred: DeferredPackets,
     pending: Mutex<Pending>,
     /// By namespace. They outlive its sockets, so that leaving and coming back does not refill them.
     limiters: Mutex<SmallVec<[(usize, Limiters); 1]>>,
@@ -184,6 +187,11 @@ impl Sockets {
 impl Client {
     fn lock(&self) -> MutexGuard<'_, Sockets> {
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether somebody still has to decide about its socket in this namespace.
+    fn is_on_its_way(&self, path: &str) -> bool {
+        self.lock().find(path).is_some_and(|socket| !socket.is_connected())
     }
 
     /// Events that wait to be dispatched.
@@ -357,7 +365,7 @@ impl Namespaces {
             session.set_alarm(deadline);
             return;
         }
-        self.packet(session, &packet, Vec::new());
+        self.packet(session, text, &packet, Vec::new());
     }
 
     fn binary(&self, session: &Arc<Session>, bytes: Bytes) {
@@ -392,22 +400,50 @@ impl Namespaces {
         session.set_unfinished_bytes(0);
         let (text, attachments) = whole.into_parts();
         match packet::parse(&text, self.shared.limits.max_attachments) {
-            Ok(packet) => self.packet(session, &packet, attachments),
+            Ok(packet) => self.packet(session, &text, &packet, attachments),
             // It was parsed when it came.
             Err(_) => broken(session),
         }
     }
 
-    /// A packet, with all of its attachments.
-    fn packet(&self, session: &Arc<Session>, packet: &Packet<'_>, attachments: Vec<Bytes>) {
+    /// A packet, with all of its attachments. It waits while its socket is on its way in.
+    fn packet(
+        &self,
+        session: &Arc<Session>,
+        text: &str,
+        packet: &Packet<'_>,
+        attachments: Vec<Bytes>,
+    ) {
         let client = session.state();
         let socket = client.lock().find(packet.namespace).cloned();
+        let at_once = socket.as_ref().is_none_or(|socket| socket.is_connected());
+        if at_once && !client.deferred.any() {
+            return self.carry_out(session, socket, packet, attachments);
+        }
+        let is_on_its_way = || client.is_on_its_way(packet.namespace);
+        match client.deferred.defer(packet.namespace, text, attachments, is_on_its_way) {
+            Ok(None) => {}
+            Ok(Some(attachments)) => {
+                let socket = client.lock().find(packet.namespace).cloned();
+                self.carry_out(session, socket, packet, attachments);
+            }
+            Err(TooManyError) => broken(session),
+        }
+    }
+
+    fn carry_out(
+        &self,
+        session: &Arc<Session>,
+        socket: Option<Arc<Socket>>,
+        packet: &Packet<'_>,
+        attachments: Vec<Bytes>,
+    ) {
         match (packet.kind, socket) {
             (Kind::Connect, None) => self.connect(session, packet),
             // Clients of Socket.IO 2 are connected to "/" from the beginning.
             (Kind::Connect, Some(_)) if session.protocol() == Protocol::Eio3 => {}
             (Kind::Disconnect, Some(socket)) => {
-                client.leave(session, &socket, CloseReason::ClientDisconnect);
+                session.state().leave(session, &socket, CloseReason::ClientDisconnect);
             }
             (Kind::Event | Kind::BinaryEvent, Some(socket)) if socket.is_connected() => {
                 self.event(session, &socket, packet, attachments);
@@ -417,6 +453,19 @@ impl Namespaces {
             }
             // Of another namespace, or at the wrong time: Node closes the client (client.ts, `ondecoded`).
             _ => broken(session),
+        }
+    }
+
+    /// Carries out what waited for a decision in this namespace. What comes meanwhile waits behind it.
+    fn resume(&self, session: &Arc<Session>, path: &str) {
+        let client = session.state();
+        let (is_undecided, mut ours) = (|| client.is_on_its_way(path), false);
+        while let Some(next) = client.deferred.next(path, is_undecided, &mut ours) {
+            // It was parsed when it came.
+            if let Ok(packet) = packet::parse(&next.text, self.shared.limits.max_attachments) {
+                let socket = client.lock().find(path).cloned();
+                self.carry_out(session, socket, &packet, next.attachments);
+            }
         }
     }
 
@@ -541,6 +590,7 @@ impl Shared {
         {
             self.metrics.handshake_seconds.observe(time);
         }
+        session.handler().resume(session, &socket.entry.path);
         if client.may_log() {
             tracing::info!(
                 client = session.number(),
@@ -560,6 +610,7 @@ impl Shared {
             let refusal = packet::write_connect_error(path, error, session.protocol());
             socket.entry.send_text(session, &refusal);
         }
+        session.handler().resume(session, &socket.entry.path);
     }
 }
 
@@ -618,6 +669,7 @@ impl transport::Handler for Namespaces {
             sockets: Mutex::default(),
             engines: AtomicUsize::new(0),
             attachments: Mutex::default(),
+            deferred: DeferredPackets::default(),
             pending: Mutex::default(),
             limiters: Mutex::default(),
             log_lines: Mutex::default(),
@@ -664,6 +716,7 @@ impl transport::Handler for Namespaces {
             client.left(session, socket, reason);
         }
         drop(client.attachments().take());
+        client.deferred.clear();
         session.set_unfinished_bytes(0);
         self.shared.dispatcher.forget_holds(session);
     }

@@ -136,6 +136,11 @@ impl<H: Handler> Session<H> {
         (self.protocol == Protocol::Eio3).then(|| self.id.as_str())
     }
 
+    /// What the session is for.
+    pub fn handler(&self) -> &H {
+        self.transport.handler()
+    }
+
     /// What the application keeps with it.
     pub fn state(&self) -> &H::State {
         &self.state

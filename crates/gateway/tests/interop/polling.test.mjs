@@ -36,17 +36,17 @@ describe("many events while a client has no poll waiting", () => {
     }
   });
 
-  // python-engineio closes a session when one answer has more than 16 packets (Payload.max_decode_packets).
-  describe("come in answers of at most 16 packets", { skip: unlikeNode, concurrency: true }, () => {
+  // python-engineio closes a session when one response has more than 16 packets (Payload.max_decode_packets).
+  describe("come in responses of at most 16 packets", { skip: unlikeNode, concurrency: true }, () => {
     const COUNT = 100;
     const PACKETS_MAX = 16;
 
-    /** All answers until `count` packets have come. */
-    async function answers(poll, count) {
+    /** All responses until `count` packets have come. */
+    async function responses(poll, count) {
       const polled = [];
       for (let got = 0; got < count; got += polled.at(-1).length) polled.push(await within(poll(), "a poll"));
-      for (const { length } of polled) assert.ok(length <= PACKETS_MAX, `an answer of ${length} packets`);
-      assert.ok(polled.length <= count / PACKETS_MAX + 3, `${polled.length} answers for ${count} packets`);
+      for (const { length } of polled) assert.ok(length <= PACKETS_MAX, `a response of ${length} packets`);
+      assert.ok(polled.length <= count / PACKETS_MAX + 3, `${polled.length} responses for ${count} packets`);
       return polled.flat();
     }
 
@@ -62,7 +62,7 @@ describe("many events while a client has no poll waiting", () => {
         const [polling, sender] = [await Polling.connect(own.url), await WebSocketLink.connect(own.url)];
         const events = Array.from({ length: COUNT }, (_, n) => event("chat_message", n));
         await sendAll(sender, events);
-        assert.deepEqual(await answers(() => polling.poll(), COUNT), events);
+        assert.deepEqual(await responses(() => polling.poll(), COUNT), events);
       } finally {
         await own.stop();
       }
@@ -76,7 +76,7 @@ describe("many events while a client has no poll waiting", () => {
         const events = Array.from({ length: COUNT / 2 }, (_, n) => [json(n), Buffer.of(n), Buffer.of(n, n)]);
         await sendAll(sender, events);
         const base64 = (part) => (typeof part === "string" ? part : `b${part.toString("base64")}`);
-        assert.deepEqual(await answers(() => polling.poll(), events.flat().length), events.flat().map(base64));
+        assert.deepEqual(await responses(() => polling.poll(), events.flat().length), events.flat().map(base64));
       } finally {
         await own.stop();
       }
@@ -89,7 +89,7 @@ describe("many events while a client has no poll waiting", () => {
         const sender = await WebSocketLink.connect(own.url);
         const events = Array.from({ length: COUNT }, (_, n) => event("chat_message", n));
         await sendAll(sender, events);
-        assert.deepEqual(await answers(() => polling.poll(), COUNT), events);
+        assert.deepEqual(await responses(() => polling.poll(), COUNT), events);
       } finally {
         await own.stop();
       }
@@ -301,7 +301,10 @@ describe("a session that its client closes", { concurrency: true }, () => {
     const polling = await Polling.connect(server.url);
     const [waiting] = await polling.beginPoll();
     await polling.send("1");
-    assert.deepEqual([(await waiting).status, (await waiting).body], [200, "6"]);
+    // A server with several threads may take the second request first: then there was no poll to answer.
+    const response = await waiting;
+    if (response.status === 200) assert.match(response.body, /^(6|42\["chat_message","closing .*)$/s);
+    else assertRefused(response, ...GONE);
     assertRefused(await polling.get(), ...GONE);
     assertRefused(await polling.post("40"), ...GONE);
   });
@@ -340,11 +343,12 @@ describe("a session that its client closes", { concurrency: true }, () => {
       const polling = await Polling.connect(server.url);
       const requests = [() => polling.get(), () => polling.post("1")];
       if (n % 2) requests.reverse();
-      const answers = await Promise.all(requests.map((send) => send()));
-      if (n % 2) answers.reverse();
-      const [polled, posted] = answers;
+      const responses = await Promise.all(requests.map((send) => send()));
+      if (n % 2) responses.reverse();
+      const [polled, posted] = responses;
       assert.deepEqual([posted.status, posted.body], [200, "ok"]);
-      if (polled.status === 200) assert.equal(polled.body, "6");
+      // What others say on this server may be there first.
+      if (polled.status === 200) assert.match(polled.body, /^(6|42\["chat_message","closing .*)$/s);
       else assertRefused(polled, ...GONE);
       assertRefused(await polling.get(), ...GONE);
     }

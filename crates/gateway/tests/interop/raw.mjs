@@ -1,4 +1,4 @@
-// Engine.IO in plain bytes, for what no official client can be made to do: requests and their answers, a polling
+// Engine.IO in plain bytes, for what no official client can be made to do: requests and responses, a polling
 // session, and a WebSocket that keeps every frame and how the connection ended.
 import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";

@@ -1,5 +1,5 @@
-// Starts and stops the server under test: the binary named by ANTIPHON_BIN, or the
-// Node reference server if ANTIPHON_REFERENCE is set.
+// Starts and stops the server under test: the binary named by ANTIPHON_BIN, the same node with a Rust handler in
+// every namespace if ANTIPHON_HANDLERS is set, or the Node reference server if ANTIPHON_REFERENCE is set.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -15,6 +15,10 @@ export const antiphonOnly = REFERENCE && REFERENCE !== "acks" ? "Antiphon only" 
 
 /** A reason to skip what Antiphon does otherwise than Node, on purpose, or false. */
 export const unlikeNode = REFERENCE ? "otherwise than Node" : false;
+
+const HANDLERS = process.env.ANTIPHON_HANDLERS ?? "";
+/** A reason to skip what a node answers only where no application listens, or false. */
+export const withoutHandlers = HANDLERS ? "an application listens" : antiphonOnly;
 
 const START_DEADLINE_MS = 15_000;
 // A drain may be paced, but a handful of clients must not take longer than this.
@@ -36,6 +40,7 @@ function commandLine(port, settings, program) {
   if (!process.env.ANTIPHON_BIN) {
     throw new Error("set ANTIPHON_BIN to the path of the server binary (or ANTIPHON_REFERENCE=1)");
   }
+  if (HANDLERS) return [example("handlers"), ["--silent", ...args]];
   return [process.env.ANTIPHON_BIN, args];
 }
 

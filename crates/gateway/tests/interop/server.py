@@ -36,6 +36,9 @@ def _command(port, settings, events_file):
         return [*node_program("reference.mjs"), *args]
     if "ANTIPHON_BIN" not in os.environ:
         raise RuntimeError("set ANTIPHON_BIN to the path of the server binary (or ANTIPHON_REFERENCE=1)")
+    if os.environ.get("ANTIPHON_HANDLERS"):
+        examples = os.path.join(os.path.dirname(os.environ["ANTIPHON_BIN"]), "examples")
+        return [os.path.join(examples, "handlers"), "--silent", *args]
     return [os.environ["ANTIPHON_BIN"], *args]
 
 

@@ -216,7 +216,8 @@ class Messages:
             self.two.expect("chat_message", *args)
         self.assertEqual(self.one.ask("server_message", "x"), [{"ok": True}])
         self.one.expect("server_message", "x")
-        self.assertEqual(self.one.ask("no_such_event"), [{"ok": False, "error": "unknown_event"}])
+        if not os.environ.get("ANTIPHON_HANDLERS"):  # There an application may be listening.
+            self.assertEqual(self.one.ask("no_such_event"), [{"ok": False, "error": "unknown_event"}])
 
     def test_comes_back_after_a_restart(self):
         server = Server().start()
