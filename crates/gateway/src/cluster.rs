@@ -69,12 +69,15 @@ pub(crate) struct Link {
     _stop: DropGuard,
 }
 
+/// A cluster, and for a node that is not alone its link and what arrives over it.
+pub(crate) type Started = (Cluster<FanOut>, Option<(Link, Receiver)>);
+
 /// A cluster of this node alone, or one with a link and what arrives over it.
 pub(crate) fn start(
     config: &Config,
     registry: &Registry,
     fan_out: Arc<FanOut>,
-) -> Result<(Cluster<FanOut>, Option<(Link, Receiver)>), ClusterError> {
+) -> Result<Started, ClusterError> {
     let Some(redis) = &config.redis else { return Ok((Cluster::alone(fan_out), None)) };
     let namespaces = config.namespaces.iter().map(String::as_str);
     let uid = &Uid::new().to_string()[..UID_CHARS];

@@ -1,8 +1,8 @@
 //! Whether the node is alive, and whether clients may be sent to it.
 //!
-//! Alive is what makes progress: the runtime runs tasks, and the stage, through which everything goes that clients get,
-//! delivers or waits. Who is not is better started anew. Ready is who may get clients; a node that is not may well be
-//! fine, and serves those it has.
+//! A node is alive while it makes progress: the runtime runs tasks, and the dispatcher, through which everything
+//! goes that clients get, delivers or waits. A node that is not alive must be restarted. A node is ready if it may
+//! get clients; one that is not may well be healthy, and serves those it has.
 
 use std::{
     future::poll_fn,
@@ -26,7 +26,7 @@ const BEAT_INTERVAL: Duration = Duration::from_millis(500);
 /// user's patience.
 const STUCK_AFTER: Duration = Duration::from_secs(15);
 
-/// With less than this part of what the stage may hold left, the node is overloaded: new clients would only add to it.
+/// With less than this part of the dispatch queue free, the node is overloaded: new clients would only add to it.
 const SPARE: i64 = 10;
 
 /// When something last made progress.

@@ -46,7 +46,7 @@ use deferred::{DeferredPackets, TooManyError};
 use link::EngineLink;
 
 /// A client.
-pub type Session = transport::Session<Namespaces>;
+pub(crate) type Session = transport::Session<Namespaces>;
 
 /// What came with a CONNECT packet is kept up to this size. It is there for as long as the socket, and
 /// remote nodes get it with each list of sockets.
@@ -74,7 +74,7 @@ struct Shared {
 }
 
 /// One namespace.
-pub struct Entry {
+pub(crate) struct Entry {
     path: String,
     namespace: Arc<Namespace<FanOut>>,
     rules: Rules,
@@ -101,7 +101,7 @@ impl Entry {
     }
 
     /// Its path.
-    pub fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         &self.path
     }
 
@@ -395,7 +395,7 @@ impl Namespaces {
             session.set_unfinished_bytes(held);
             return;
         }
-        let Some(whole) = unfinished.take() else { return };
+        let Some(whole) = unfinished.take().map(|whole| *whole) else { return };
         drop(unfinished);
         session.set_unfinished_bytes(0);
         let (text, attachments) = whole.into_parts();
@@ -449,7 +449,7 @@ impl Namespaces {
                 self.event(session, &socket, packet, attachments);
             }
             (Kind::Ack | Kind::BinaryAck, Some(socket)) if socket.is_connected() => {
-                acknowledged(&socket, packet, attachments);
+                self.acknowledged(session, &socket, packet, attachments);
             }
             // Of another namespace, or at the wrong time: Node closes the client (client.ts, `ondecoded`).
             _ => broken(session),
@@ -492,6 +492,27 @@ impl Namespaces {
             rule,
             attachments,
         );
+    }
+
+    fn acknowledged(
+        &self,
+        session: &Arc<Session>,
+        socket: &Socket,
+        packet: &Packet<'_>,
+        attachments: Vec<Bytes>,
+    ) {
+        let Some(id) = packet.ack else { return };
+        let max_depth = self.shared.limits.max_json_depth;
+        if !payload::is_readable_array(packet.data, attachments.len(), max_depth) {
+            return broken(session);
+        }
+        if id >= FIRST_ACK_ID {
+            let attachments = (!attachments.is_empty()).then(|| attachments.into());
+            let value = Value::Str(Str::from(packet.data.to_owned()), attachments);
+            socket.entry.namespace.acknowledge(socket.id, id, value);
+        } else if let Some(engine) = socket.engine.get() {
+            forward(engine, packet, &attachments);
+        }
     }
 
     fn connect(&self, session: &Arc<Session>, packet: &Packet<'_>) {
@@ -634,17 +655,6 @@ fn auth(packet: &Packet<'_>, max_depth: usize) -> Option<String> {
         return Some(serde_json::Value::Object(object).to_string());
     }
     payload::is_readable_object(packet.data, max_depth).then(|| packet.data.to_owned())
-}
-
-fn acknowledged(socket: &Socket, packet: &Packet<'_>, attachments: Vec<Bytes>) {
-    let Some(id) = packet.ack else { return };
-    if id >= FIRST_ACK_ID {
-        let attachments = (!attachments.is_empty()).then(|| attachments.into());
-        let value = Value::Str(Str::from(packet.data.to_owned()), attachments);
-        socket.entry.namespace.acknowledge(socket.id, id, value);
-    } else if let Some(engine) = socket.engine.get() {
-        forward(engine, packet, &attachments);
-    }
 }
 
 /// Passes a packet on to the handlers.

@@ -118,6 +118,7 @@ impl EngineSession {
     }
 
     /// The id of the client's socket in socketioxide.
+    #[cfg(test)]
     pub(crate) fn sid(&self) -> Sid {
         self.sid
     }

@@ -49,8 +49,7 @@ impl Attachments {
         self.since
     }
 
-    pub(super) fn into_parts(self: Box<Self>) -> (String, Vec<Bytes>) {
-        let Self { text, attachments, .. } = *self;
-        (text, attachments)
+    pub(super) fn into_parts(self) -> (String, Vec<Bytes>) {
+        (self.text, self.attachments)
     }
 }

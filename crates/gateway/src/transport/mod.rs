@@ -16,13 +16,13 @@
 //! Specifications: <https://github.com/socketio/engine.io-protocol> (revision 4, and its branch for 3), RFC 6455.
 
 mod batch;
-mod frame;
+pub mod frame;
 mod http;
 mod memory;
 mod origin;
 mod outbound;
-mod packet;
-mod payload;
+pub mod packet;
+pub mod payload;
 mod polling;
 mod session;
 mod sid;

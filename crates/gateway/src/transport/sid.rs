@@ -7,11 +7,11 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 /// 20 characters that nobody can guess: 120 bits from the operating system. Whoever has them can poll
 /// for the session, so they are never logged and never shown to another client.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SessionId([u8; 20]);
+pub(super) struct SessionId([u8; 20]);
 
 impl SessionId {
     /// A new id.
-    pub fn random() -> Self {
+    pub(super) fn random() -> Self {
         let mut random = [0; 15];
         getrandom::fill(&mut random).expect("the operating system has randomness");
         let mut id = [0; 20];
@@ -22,7 +22,7 @@ impl SessionId {
     }
 
     /// The id as text.
-    pub fn as_str(&self) -> &str {
+    pub(super) fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 }

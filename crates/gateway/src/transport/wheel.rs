@@ -22,7 +22,7 @@ const SLOTS: u64 = 1024;
 
 /// What a session is to be looked at for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Alarm {
+pub(super) enum Alarm {
     /// Its heartbeat.
     Heartbeat,
     /// Whether it takes what is written to it.
@@ -33,12 +33,15 @@ pub enum Alarm {
     Application,
 }
 
+/// Who is to be looked at in one tick, and for what.
+type Slot = Vec<(SessionId, Alarm)>;
+
 /// Sessions by the time at which they are to be looked at.
 #[derive(Debug)]
 pub(super) struct Wheel {
     start: Instant,
     turned: AtomicU64,
-    slots: Box<[Mutex<Vec<(SessionId, Alarm)>>]>,
+    slots: Box<[Mutex<Slot>]>,
 }
 
 impl Wheel {
@@ -63,13 +66,13 @@ impl Wheel {
         }
     }
 
-    fn slot(&self, tick: u64) -> std::sync::MutexGuard<'_, Vec<(SessionId, Alarm)>> {
+    fn slot(&self, tick: u64) -> std::sync::MutexGuard<'_, Slot> {
         let slot = &self.slots[(tick % SLOTS) as usize];
         slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Who is to be looked at by now.
-    pub(super) fn due(&self) -> Vec<(SessionId, Alarm)> {
+    pub(super) fn due(&self) -> Slot {
         let now = (self.start.elapsed().as_millis() / TICK.as_millis()) as u64;
         let turned = self.turned.load(Ordering::Acquire);
         // After a pause of the whole process one turn covers every slot.

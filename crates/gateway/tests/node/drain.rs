@@ -83,7 +83,7 @@ async fn a_draining_node_is_unready_and_sends_newcomers_elsewhere() {
 }
 
 #[tokio::test]
-async fn polling_sessions_are_closed_through_the_engine() {
+async fn polling_sessions_end_and_their_clients_come_back() {
     let node = TestNode::start(&[("drain.spread", "100ms")]).await;
     let sid = open_polling(node.address).await;
     let path = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");

@@ -461,7 +461,7 @@ async fn numbered(client: &mut Raw) -> (bool, u64) {
 /// More than the kernel takes at once.
 const ATTACHMENT_BYTES: usize = 3_000_000;
 
-/// They go by the engine, which alone numbers acknowledgements, and the others by the lane.
+/// Both go the same way, in one order.
 #[tokio::test]
 async fn what_asks_for_acknowledgements_keeps_its_place() {
     const ROUNDS: u64 = 12;
