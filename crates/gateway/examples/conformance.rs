@@ -44,7 +44,7 @@ const SETTINGS: [(&str, &str); 8] = [
     ("server.allow_eio3", "false"),
     ("session.ping_interval", "300ms"),
     ("session.ping_timeout", "200ms"),
-    ("session.connect_timeout", "1s"),
+    ("session.connect_timeout", "1500ms"),
     ("limits.max_message_bytes", "1000000"),
     ("namespaces", "/,/custom"),
 ];

@@ -9,7 +9,7 @@ const [host, port] = process.argv[process.argv.indexOf("--listen") + 1].split(":
 const settings = { pingInterval: 300, pingTimeout: 200, maxHttpBufferSize: 1_000_000 };
 
 const httpServer = createServer((_req, res) => res.writeHead(404).end());
-const io = new Server(httpServer, { ...settings, connectTimeout: 1000 });
+const io = new Server(httpServer, { ...settings, connectTimeout: 1500 });
 const echo = new Engine(settings);
 echo.attach(httpServer, { path: "/engine.io/" });
 

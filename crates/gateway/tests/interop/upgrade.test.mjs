@@ -233,6 +233,54 @@ describe("while an upgrade is under way", { concurrency: true }, () => {
   });
 });
 
+describe("a poll that comes together with the upgrade packet", { concurrency: true }, () => {
+  // On connections of their own either may be the first.
+  const ROUNDS = 10;
+  const AT_ONCE = 10;
+  // So that a session that is forgotten is noticed; but not so short that a ping comes before the upgrade.
+  const SHORT_PINGS = { "session.ping_interval": "1500ms", "session.ping_timeout": "200ms" };
+  let own;
+  before(async () => {
+    own = await startServer({ settings: { ...STOPS_AT_ONCE, ...SHORT_PINGS } });
+  });
+  after(() => own?.stop());
+
+  for (const [name, packets] of [
+    ["and the probe", ["2probe", "5"]],
+    ["behind the probe", ["5"]],
+  ]) {
+    for (const talks of [true, false]) {
+      it(`${name} does no harm to a client that ${talks ? "talks" : "is silent"}`, { timeout }, async () => {
+        const sessions = [];
+        for (let round = 0; round < ROUNDS; round++) {
+          sessions.push(...(await Promise.all(Array.from({ length: AT_ONCE }, () => together(packets, talks)))));
+        }
+        // No pong from anybody.
+        for (const { polling, link, polled } of sessions) {
+          await within(link.ended, `a ping timeout ends the session whose poll got ${polled.status} ${polled.body}`);
+          assertRefused(await polling.get(), 1, "Session ID unknown");
+        }
+      });
+    }
+  }
+
+  async function together(packets, talks) {
+    const polling = await Polling.connect(own.url);
+    const link = await WebSocketLink.open(own.url, `EIO=4&transport=websocket&sid=${polling.sid}`);
+    if (packets.length === 1) await probe(link);
+    for (const packet of packets) link.send(packet);
+    const polled = await polling.get();
+    if (polled.status === 200) assert.ok(["1", "6"].includes(polled.body), polled.body);
+    else assertRefused(polled, 3, "Bad request");
+    if (packets.length === 2) await link.expect("3probe");
+    if (talks) {
+      link.send(echo("upgraded"));
+      await link.expect(echo("upgraded"));
+    }
+    return { polling, link, polled };
+  }
+});
+
 describe("a WebSocket that says transport=polling", { skip: unlikeNode, concurrency: true }, () => {
   // As the Dart client on every device opens it when nobody has set its transports.
   it("is a WebSocket, for EIO4", { timeout }, async () => {
