@@ -114,6 +114,9 @@ impl<H: Handler> Transport<H> {
         if session.transport() != TransportName::Polling {
             return Err(Answer::BadRequest);
         }
+        if session.is_overdue() {
+            return Err(Answer::UnknownSession);
+        }
         match *request.method() {
             Method::GET => polling::get(&session, query, remote).await,
             Method::POST => polling::post(&session, query, request).await,

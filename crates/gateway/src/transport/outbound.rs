@@ -91,6 +91,8 @@ pub(super) enum Polled {
     Noop,
     /// The session ends because the client broke the protocol.
     Close,
+    /// The session has gone over to a WebSocket.
+    Upgraded,
 }
 
 /// How far a flush got.
@@ -482,11 +484,11 @@ impl Outbound {
     /// The next packets for the poll that waits. `before_probe`: the poll began before the client's
     /// probe, and so keeps the client from upgrading.
     pub(super) fn poll(&self, before_probe: bool, context: &Context<'_>) -> Poll<Polled> {
-        self.register(context);
         let mut state = self.lock();
         let (packets, volatile_events) = match state.carrier {
             Carrier::Polling { .. } => state.take_packets(self.protocol),
-            Carrier::WebSocket(_) => return Poll::Ready(Polled::Noop),
+            // The task of the WebSocket is to be woken from now on, and nobody else.
+            Carrier::WebSocket(_) => return Poll::Ready(Polled::Upgraded),
             Carrier::Closed => (Vec::new(), 0),
         };
         if !packets.is_empty() {
@@ -498,7 +500,11 @@ impl Outbound {
             Some(Ending::CloseFrame(_)) => Poll::Ready(Polled::Close),
             Some(Ending::Flush | Ending::Reset) => Poll::Ready(Polled::Noop),
             None if probed && before_probe => Poll::Ready(Polled::Noop),
-            None => Poll::Pending,
+            None => {
+                // Under the lock: whoever sends, or upgrades, does it after this and wakes it.
+                self.register(context);
+                Poll::Pending
+            }
         }
     }
 

@@ -73,6 +73,9 @@ pub(super) async fn get<H: Handler>(
         }
         Polled::Noop => answer(session, query, &[packet(b"6")]),
         Polled::Close => answer(session, query, &[packet(b"1")]),
+        // The poll that was there before the probe is to end; there should have been none since.
+        Polled::Upgraded if before_probe => answer(session, query, &[packet(b"6")]),
+        Polled::Upgraded => return Err(Answer::BadRequest),
     };
     let polls = session.transport() == TransportName::Polling;
     if polls && session.outbound().ending().is_some() && session.outbound().waiting_bytes() == 0 {

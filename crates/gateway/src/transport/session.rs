@@ -22,7 +22,7 @@ use super::{
     memory::{Budget, Held},
     outbound::{Ending, Outbound, Sent},
     sid::SessionId,
-    wheel::{Alarm, TICK},
+    wheel::Alarm,
 };
 use crate::net::{ConnectionHandle, Permit, group};
 
@@ -285,7 +285,7 @@ impl<H: Handler> Session<H> {
     }
 
     /// Calls [`Handler::alarm`] after a while; at most some milliseconds late, never early unless `after`
-    /// is above 50 s.
+    /// is above 80 s.
     pub fn set_alarm(&self, after: Duration) {
         self.transport.wheel.schedule(self.id, Alarm::Application, after);
     }
@@ -418,8 +418,8 @@ impl<H: Handler> Session<H> {
         let (interval, timeout) = (settings.ping_interval, settings.ping_timeout);
         let heartbeat = *self.lock_heartbeat();
         let next = match heartbeat {
-            Heartbeat::Ping(at) if at <= now + TICK => {
-                *self.lock_heartbeat() = Heartbeat::Expect(now + timeout);
+            Heartbeat::Ping(at) if at <= now => {
+                *self.lock_heartbeat() = Heartbeat::Expect(at + timeout);
                 self.send_one(&self.transport.packets.ping);
                 timeout.min(interval)
             }
@@ -434,6 +434,17 @@ impl<H: Handler> Session<H> {
             }
         };
         self.transport.wheel.schedule(self.id, Alarm::Heartbeat, next);
+    }
+
+    /// Closes the session if the client is overdue: the wheel may be a little late. Whether it is.
+    pub(super) fn is_overdue(self: &Arc<Self>) -> bool {
+        let now = Instant::now();
+        let overdue = matches!(*self.lock_heartbeat(), Heartbeat::Expect(at) if at <= now);
+        if overdue && !self.is_held_but_alive(now) {
+            self.close(CloseReason::PingTimeout, Ending::Flush);
+            return true;
+        }
+        false
     }
 
     fn is_held_but_alive(&self, now: Instant) -> bool {

@@ -15,10 +15,10 @@ use std::{
 use super::sid::SessionId;
 
 /// How late a deadline may be noticed.
-pub(super) const TICK: Duration = Duration::from_millis(50);
+pub(super) const TICK: Duration = Duration::from_millis(20);
 
-/// A power of two: the wheel turns once in 51.2 s. What is due later is looked at early, and waits again.
-const SLOTS: u64 = 1024;
+/// A power of two: the wheel turns once in 82 s. What is due later is looked at early, and waits again.
+const SLOTS: u64 = 4096;
 
 /// What a session is to be looked at for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
