@@ -110,7 +110,7 @@ pub(super) struct Flushed {
 
 /// The outgoing side of one session.
 #[derive(Debug)]
-pub struct Outbound {
+pub(super) struct Outbound {
     protocol: Protocol,
     state: Mutex<State>,
     /// Wakes what takes packets out: the task of a WebSocket, or the request that polls.
@@ -331,7 +331,7 @@ impl Outbound {
 
     /// Sends a batch after everything that was sent before. With more than `max_bytes` waiting it is
     /// not accepted, but one batch may always wait.
-    pub fn send(&self, batch: &FrameBatch, max_bytes: usize) -> Sent {
+    pub(super) fn send(&self, batch: &FrameBatch, max_bytes: usize) -> Sent {
         let mut state = self.lock();
         if state.ending.is_some() {
             return Sent::Gone;
@@ -390,7 +390,7 @@ impl Outbound {
 
     /// Ends the session: nothing more is accepted. Returns false if it was ending already, unless this
     /// cuts short what was to be flushed.
-    pub fn end(&self, ending: Ending) -> bool {
+    pub(super) fn end(&self, ending: Ending) -> bool {
         let mut state = self.lock();
         match state.ending {
             None => {}
@@ -406,12 +406,12 @@ impl Outbound {
     }
 
     /// How the session ends, if it does.
-    pub fn ending(&self) -> Option<Ending> {
+    pub(super) fn ending(&self) -> Option<Ending> {
         self.lock().ending
     }
 
     /// Bytes that wait for the client.
-    pub fn waiting_bytes(&self) -> usize {
+    pub(super) fn waiting_bytes(&self) -> usize {
         self.lock().waiting_bytes
     }
 
