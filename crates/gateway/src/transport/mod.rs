@@ -3,7 +3,7 @@
 //!
 //! A [`Session`] is one client, whatever connections it uses. It begins with a handshake (`http.rs`), is
 //! carried by requests (`polling.rs`) or by a WebSocket (`websocket.rs`), may go over from the first to the
-//! second, and ends once, for one [`CloseReason`]. What goes out goes through its [`Outbound`], and through
+//! second, and ends once, for one [`CloseReason`]. What goes out goes through its `Outbound`, and through
 //! nothing else.
 //!
 //! Promises:

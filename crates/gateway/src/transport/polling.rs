@@ -140,6 +140,11 @@ pub(super) async fn post<H: Handler>(
     query: &Query,
     request: Request<Body>,
 ) -> Result<Response, Answer> {
+    // Two at a time would have no order.
+    let Some(_posting) = session.begin_post() else {
+        session.close(CloseReason::TransportError, Ending::CloseFrame(None));
+        return Err(Answer::BadRequest);
+    };
     let (head, body) = request.into_parts();
     let binary = head.headers.get(header::CONTENT_TYPE);
     let binary = binary.is_some_and(|kind| kind == "application/octet-stream");

@@ -45,6 +45,7 @@ pub struct Session<H: Handler> {
     on_websocket: AtomicBool,
     established: AtomicBool,
     reads_held: AtomicBool,
+    posting: AtomicBool,
     /// Bytes of messages that are not whole yet, for the transport and for the application.
     inbound_bytes: [AtomicUsize; 2],
     /// The answer to a poll that is being written, if it is a large one.
@@ -247,6 +248,12 @@ impl<H: Handler> Session<H> {
             self.outbound.wake();
             self.let_go.notify_waiters();
         }
+    }
+
+    /// Begins to take the packets of a POST, unless another one is at it.
+    pub(super) fn begin_post(&self) -> Option<Posting<'_>> {
+        let first = !self.posting.swap(true, Ordering::AcqRel);
+        first.then_some(Posting(&self.posting))
     }
 
     /// Whether the client is to be read from.
@@ -468,6 +475,15 @@ impl<H: Handler> Session<H> {
     }
 }
 
+/// A POST whose packets are being taken.
+pub(super) struct Posting<'a>(&'a AtomicBool);
+
+impl Drop for Posting<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
 impl<H: Handler> Drop for Session<H> {
     fn drop(&mut self) {
         self.charge(0, 0);
@@ -664,6 +680,7 @@ impl<H: Handler> Transport<H> {
             on_websocket,
             established: AtomicBool::new(false),
             reads_held: AtomicBool::new(false),
+            posting: AtomicBool::new(false),
             inbound_bytes: Default::default(),
             answer: Mutex::default(),
             stall_watched: AtomicBool::new(false),
