@@ -2,7 +2,14 @@
 # To be sourced, at the top of the repository: a container engine, Compose, and the images that everything is built from.
 
 # Debian's client can use BuildKit by itself; a newer one needs its plugin, and may stand first in PATH without it.
-if [[ -x /usr/bin/docker ]] && ! docker buildx version >/dev/null 2>&1; then PATH=/usr/bin:$PATH; fi
+# Asked again once Debian's has been installed.
+choose_client() {
+  if [[ -x /usr/bin/docker ]] && ! docker buildx version >/dev/null 2>&1; then
+    PATH=/usr/bin:$PATH
+    hash -r
+  fi
+}
+choose_client
 export PATH=$PATH:/usr/sbin DOCKER_BUILDKIT=1 COMPOSE_DOCKER_CLI_BUILD=1
 
 as_root=()
@@ -37,6 +44,7 @@ start_engine() {
   docker info >/dev/null 2>&1 && return
   ((EUID == 0)) || fail "no container engine answers; please start Docker"
   need dockerd docker.io iptables
+  choose_client
   setsid dockerd >"$1" 2>&1 </dev/null &
   engine=$!
   local patience
