@@ -6,23 +6,26 @@
 //! - Every packet leaves in the order in which it was sent, across an upgrade too.
 //! - A frame that was begun is finished before anything else is written.
 //! - What waits is bounded in bytes. Beyond the bound the session is to be closed; nothing is left out,
-//!   except volatile batches, of which the newest one waits.
+//!   except volatile batches, of which the newest one waits that is within the bound.
 //! - After [`Outbound::end`] nothing more is accepted; what waits still goes out, unless it is to be cut.
 //! - The lock is held for one write that does not wait, never across an await.
 
+#[cfg(test)]
+mod kernel;
+#[cfg(test)]
+mod tests;
+
 use std::{
-    collections::VecDeque,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use tokio::net::TcpStream;
 
-use super::{Protocol, batch::FrameBatch, packet::OutPacket};
+use super::{Protocol, batch::FrameBatch, memory::Budget, packet::OutPacket, queue::Queue};
 
 /// Packets in one answer to a poll: clients in Python give up at more (`max_decode_packets`).
 const PACKETS_PER_POLL_MAX: usize = 16;
@@ -30,11 +33,20 @@ const PACKETS_PER_POLL_MAX: usize = 16;
 /// A client that polls is behind when more than this waits: volatile batches pass it by.
 const POLL_BEHIND_BYTES: usize = 16 * 1024;
 
-/// What one waiting batch costs besides its shared bytes.
-const ENTRY_BYTES: usize = size_of::<Entry>();
-
 /// Writes to one WebSocket before other tasks have their turn.
 const WRITES_PER_TURN: usize = 16;
+
+/// A connection that takes what it can at once. Tests have their own.
+pub(super) trait TryWrite {
+    /// Writes some of the bytes, or fails with [`io::ErrorKind::WouldBlock`].
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize>;
+}
+
+impl TryWrite for TcpStream {
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        Self::try_write(self, bytes)
+    }
+}
 
 /// How a session ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +67,8 @@ pub enum Sent {
     Accepted {
         /// Bytes that the kernel took.
         written: usize,
-        /// Volatile events that waited and were replaced by this batch.
+        /// Volatile events that are skipped: those that waited until now, or those of this batch, if
+        /// there is no room for it.
         replaced: u64,
         /// Whether the batch is the first that waits: somebody must see to it that it gets out.
         waits: bool,
@@ -110,31 +123,25 @@ pub(super) struct Flushed {
 
 /// The outgoing side of one session.
 #[derive(Debug)]
-pub(super) struct Outbound {
-    protocol: Protocol,
-    state: Mutex<State>,
+pub(super) struct Outbound<S = TcpStream> {
+    state: Mutex<State<S>>,
     /// Wakes what takes packets out: the task of a WebSocket, or the request that polls.
     taker: AtomicWaker,
 }
 
 #[derive(Debug)]
-struct State {
-    carrier: Carrier,
-    queue: VecDeque<Entry>,
-    waiting_bytes: usize,
-    /// Numbers entries since the beginning, so that a volatile one is found again.
-    popped: u64,
-    volatile: Option<u64>,
-    /// A pong that answers a WebSocket ping. The newest is enough (RFC 6455, section 5.5.3).
-    pong: Option<Bytes>,
+struct State<S> {
+    carrier: Carrier<S>,
+    queue: Queue,
+    pongs: Pongs,
     progress: Instant,
     ending: Option<Ending>,
 }
 
 #[derive(Debug)]
-enum Carrier {
+enum Carrier<S> {
     Polling { poll_waits: bool, upgrade: Upgrade },
-    WebSocket(Arc<TcpStream>),
+    WebSocket(Arc<S>),
     Closed,
 }
 
@@ -149,183 +156,144 @@ pub(super) enum Upgrade {
     Probed,
 }
 
-/// A batch that waits.
-#[derive(Debug)]
-struct Entry {
-    // `None` once a newer volatile batch has replaced it.
-    batch: Option<FrameBatch>,
-    /// The first packet that has not been taken by a poll.
-    next_packet: u32,
-    /// Bytes of the frames that the kernel has taken.
-    written: u32,
+/// Pongs that answer WebSocket pings. The newest is enough (RFC 6455, section 5.5.3), but one that is
+/// out in part is finished first.
+#[derive(Debug, Default)]
+struct Pongs {
+    bytes: Vec<u8>,
+    /// How many of the bytes are the rest of a pong that is out in part.
+    begun: usize,
 }
 
-impl State {
+impl Pongs {
     fn is_empty(&self) -> bool {
-        self.queue.is_empty() && self.pong.is_none()
+        self.bytes.is_empty()
     }
 
-    fn push(&mut self, batch: &FrameBatch, written: usize, protocol: Protocol) {
-        if self.queue.is_empty() {
-            self.progress = Instant::now();
-        }
-        if batch.volatile() && written == 0 {
-            self.volatile = Some(self.popped + self.queue.len() as u64);
-        }
-        self.waiting_bytes += batch.frames(protocol).len() - written + ENTRY_BYTES;
-        // A batch is far below 4 GiB: messages are bounded, and so is what is batched.
-        let written = u32::try_from(written).unwrap_or(u32::MAX);
-        self.queue.push_back(Entry { batch: Some(batch.clone()), next_packet: 0, written });
+    fn set(&mut self, frame: &[u8]) {
+        self.bytes.truncate(self.begun);
+        self.bytes.extend_from_slice(frame);
     }
 
-    /// Takes the volatile batch that waits out of the queue. Returns how many events it had.
-    fn drop_volatile(&mut self, protocol: Protocol) -> u64 {
-        let place = self.volatile.take().and_then(|number| number.checked_sub(self.popped));
-        let entry = place.and_then(|place| self.queue.get_mut(place as usize));
-        let batch = entry.and_then(|entry| entry.batch.take());
-        batch.map_or(0, |batch| {
-            self.waiting_bytes -= batch.frames(protocol).len();
-            batch.events()
-        })
-    }
-
-    fn pop(&mut self) {
-        self.queue.pop_front();
-        self.popped += 1;
-        self.waiting_bytes = self.waiting_bytes.saturating_sub(ENTRY_BYTES);
-        if self.queue.is_empty() {
-            // Most queues are empty most of the time.
-            self.queue = VecDeque::new();
+    fn take(&mut self, written: usize) {
+        self.bytes.drain(..written);
+        self.begun = match self.begun.checked_sub(written) {
+            Some(left) => left,
+            None => self.bytes.len(),
+        };
+        if self.bytes.is_empty() {
+            self.bytes = Vec::new();
         }
     }
+}
 
-    /// Whether a volatile batch should wait for its turn as the newest, or not at all.
+impl<S: TryWrite> State<S> {
+    fn is_empty(&self) -> bool {
+        self.queue.is_empty() && self.pongs.is_empty()
+    }
+
+    /// Whether a volatile batch that cannot go out now should wait for its turn as the newest.
     fn is_behind(&self) -> bool {
         match self.carrier {
-            Carrier::Polling { .. } => self.waiting_bytes > POLL_BEHIND_BYTES,
-            _ => !self.queue.is_empty(),
+            Carrier::Polling { .. } => self.queue.bytes() > POLL_BEHIND_BYTES,
+            Carrier::WebSocket(_) | Carrier::Closed => true,
         }
     }
 
-    /// Returns how many volatile events were waiting that have not been counted as delivered.
-    fn clear(&mut self, protocol: Protocol) -> u64 {
-        let events = self.drop_volatile(protocol);
-        self.popped += self.queue.len() as u64;
-        self.queue = VecDeque::new();
-        self.waiting_bytes = 0;
-        self.pong = None;
-        events
-    }
-
-    /// Up to as many packets as one answer may have.
-    fn take_packets(&mut self, protocol: Protocol) -> (Vec<OutPacket>, u64) {
-        let mut packets = Vec::new();
-        let mut volatile_events = 0;
-        while let Some(entry) = self.queue.front_mut() {
-            let Some(batch) = &entry.batch else {
-                self.pop();
-                continue;
+    /// Puts a batch, of which `written` bytes are out, at the end of what waits.
+    fn wait(&mut self, batch: &FrameBatch, written: usize, max_bytes: usize) -> Sent {
+        let first = self.queue.is_empty();
+        let replaceable = batch.volatile() && written == 0 && self.is_behind();
+        let stays = match replaceable {
+            true => self.queue.bytes() - self.queue.replaceable_bytes(),
+            false => self.queue.bytes(),
+        };
+        let bytes = batch.frames(self.queue.protocol()).bytes.len();
+        if stays > 0 && stays + bytes - written > max_bytes {
+            return match replaceable {
+                true => {
+                    Sent::Accepted { written, replaced: batch.events(), waits: false, replaceable }
+                }
+                false => Sent::Full,
             };
-            if packets.len() == PACKETS_PER_POLL_MAX {
-                break;
-            }
-            if self.volatile == Some(self.popped) {
-                self.volatile = None;
-                volatile_events += batch.events();
-            }
-            while packets.len() < PACKETS_PER_POLL_MAX
-                && let Some(packet) = batch.packet(entry.next_packet as usize)
-            {
-                let next = entry.next_packet as usize + 1;
-                let bytes =
-                    batch.frame_start(protocol, next) - batch.frame_start(protocol, next - 1);
-                self.waiting_bytes = self.waiting_bytes.saturating_sub(bytes);
-                entry.next_packet += 1;
-                packets.push(packet);
-            }
-            if (entry.next_packet as usize) < batch.packets() {
-                break;
-            }
-            self.pop();
         }
-        (packets, volatile_events)
-    }
-
-    /// Writes what waits until the kernel takes no more.
-    fn write(&mut self, stream: &TcpStream, protocol: Protocol) -> io::Result<(usize, u64)> {
-        let mut total = 0;
-        let mut volatile_events = 0;
-        for _ in 0..WRITES_PER_TURN {
-            let at_boundary = self.queue.front().is_none_or(|entry| entry.written == 0);
-            if at_boundary && let Some(pong) = &self.pong {
-                match stream.try_write(pong) {
-                    Ok(written) if written == pong.len() => self.pong = None,
-                    // A pong that is cut in two would have to be finished first: make it the front.
-                    Ok(written) => self.pong = Some(pong.slice(written..)),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) => return Err(error),
-                }
-                if self.pong.is_some() {
-                    break;
-                }
-                continue;
-            }
-            let Some(entry) = self.queue.front_mut() else { break };
-            let Some(batch) = &entry.batch else {
-                self.pop();
-                continue;
-            };
-            let frames = batch.frames(protocol);
-            match stream.try_write(&frames[entry.written as usize..]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => {
-                    entry.written += u32::try_from(written).unwrap_or(u32::MAX);
-                    let done = entry.written as usize >= frames.len();
-                    total += written;
-                    self.waiting_bytes = self.waiting_bytes.saturating_sub(written);
-                    if self.volatile == Some(self.popped) {
-                        self.volatile = None;
-                        volatile_events += batch.events();
-                    }
-                    if done {
-                        self.pop();
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
-            }
-        }
-        if total > 0 {
+        if self.is_empty() || written > 0 {
             self.progress = Instant::now();
         }
-        Ok((total, volatile_events))
+        let replaced = match replaceable {
+            true => self.queue.replace(batch),
+            false => {
+                self.queue.push(batch, written);
+                0
+            }
+        };
+        let waits = first && matches!(self.carrier, Carrier::WebSocket(_));
+        Sent::Accepted { written, replaced, waits, replaceable }
+    }
+
+    /// Writes to the WebSocket once. False if there is nothing to write, or the kernel takes no more.
+    fn write(&mut self, flushed: &mut Flushed) -> io::Result<bool> {
+        let Carrier::WebSocket(stream) = &self.carrier else { return Ok(false) };
+        if self.ending == Some(Ending::Reset) || self.is_empty() {
+            return Ok(false);
+        }
+        let pong_waits = !self.pongs.is_empty();
+        let pong_is_next = pong_waits && self.queue.at_boundary();
+        let written = match pong_is_next {
+            true => stream.try_write(&self.pongs.bytes).map(|bytes| (bytes, 0)),
+            false => self.queue.write(pong_waits, |bytes| stream.try_write(bytes)),
+        };
+        let (bytes, volatile_events) = match written {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Ok((0, _)) => return Err(io::ErrorKind::WriteZero.into()),
+            written => written?,
+        };
+        if pong_is_next {
+            self.pongs.take(bytes);
+        }
+        self.progress = Instant::now();
+        flushed.bytes += bytes;
+        flushed.volatile_events += volatile_events;
+        Ok(true)
+    }
+
+    /// How things stand after a write.
+    fn report(&self, flushed: &mut Flushed) {
+        let is_empty = match self.carrier {
+            Carrier::WebSocket(_) => self.is_empty(),
+            Carrier::Polling { .. } | Carrier::Closed => true,
+        };
+        flushed.waiting = if is_empty { 0 } else { self.queue.bytes().max(1) };
+        flushed.end = match self.ending {
+            None => false,
+            Some(Ending::Reset) => true,
+            Some(Ending::Flush | Ending::CloseFrame(_)) => is_empty,
+        };
     }
 }
 
-impl Outbound {
-    pub(super) fn polling(protocol: Protocol) -> Self {
-        Self::new(protocol, Carrier::Polling { poll_waits: false, upgrade: Upgrade::None })
+impl<S: TryWrite> Outbound<S> {
+    pub(super) fn polling(protocol: Protocol, budget: &Arc<Budget>) -> Self {
+        let carrier = Carrier::Polling { poll_waits: false, upgrade: Upgrade::None };
+        Self::new(protocol, carrier, budget)
     }
 
-    pub(super) fn websocket(protocol: Protocol, stream: Arc<TcpStream>) -> Self {
-        Self::new(protocol, Carrier::WebSocket(stream))
+    pub(super) fn websocket(protocol: Protocol, stream: Arc<S>, budget: &Arc<Budget>) -> Self {
+        Self::new(protocol, Carrier::WebSocket(stream), budget)
     }
 
-    fn new(protocol: Protocol, carrier: Carrier) -> Self {
+    fn new(protocol: Protocol, carrier: Carrier<S>, budget: &Arc<Budget>) -> Self {
         let state = State {
             carrier,
-            queue: VecDeque::new(),
-            waiting_bytes: 0,
-            popped: 0,
-            volatile: None,
-            pong: None,
+            queue: Queue::new(protocol, budget),
+            pongs: Pongs::default(),
             progress: Instant::now(),
             ending: None,
         };
-        Self { protocol, state: Mutex::new(state), taker: AtomicWaker::new() }
+        Self { state: Mutex::new(state), taker: AtomicWaker::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<S>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -336,60 +304,44 @@ impl Outbound {
         if state.ending.is_some() {
             return Sent::Gone;
         }
-        let frames = batch.frames(self.protocol);
+        let frames = &batch.frames(state.queue.protocol()).bytes;
         let mut written = 0;
         match &state.carrier {
             Carrier::Closed => return Sent::Gone,
             Carrier::WebSocket(stream) if state.is_empty() => match stream.try_write(frames) {
-                Ok(all) if all == frames.len() => {
-                    return Sent::Accepted {
-                        written: all,
-                        replaced: 0,
-                        waits: false,
-                        replaceable: false,
-                    };
-                }
-                Ok(part) => written = part,
+                Ok(bytes) => written = bytes,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // The task that reads from the connection finds out, too, and ends the session.
                 Err(_) => return Sent::Gone,
             },
             Carrier::WebSocket(_) | Carrier::Polling { .. } => {}
         }
-        let mut replaced = 0;
-        if batch.volatile() && written == 0 && state.is_behind() {
-            replaced = state.drop_volatile(self.protocol);
+        // Nothing waits of a batch that is empty, either.
+        if written == frames.len() {
+            return Sent::Accepted { written, replaced: 0, waits: false, replaceable: false };
         }
-        let is_first = state.queue.is_empty();
-        if !is_first && state.waiting_bytes + frames.len() - written > max_bytes {
-            return Sent::Full;
-        }
-        state.push(batch, written, self.protocol);
-        let waits = is_first && matches!(state.carrier, Carrier::WebSocket(_));
+        let first = state.queue.is_empty();
+        let sent = state.wait(batch, written, max_bytes);
         drop(state);
-        if is_first {
+        if first {
             self.taker.wake();
         }
-        Sent::Accepted { written, replaced, waits, replaceable: batch.volatile() && written == 0 }
+        sent
     }
 
-    /// Answers a WebSocket ping.
-    pub(super) fn send_pong(&self, frame: Bytes) {
+    /// Answers a WebSocket ping, once whoever takes frames out gets to it.
+    pub(super) fn send_pong(&self, frame: &[u8]) {
         let mut state = self.lock();
         if state.ending.is_none() {
-            // A pong whose beginning is out must be finished; then the ping goes unanswered.
-            let begun = state.pong.as_ref().is_some_and(|pong| !is_frame_start(pong));
-            if !begun {
-                if state.is_empty() {
-                    state.progress = Instant::now();
-                }
-                state.pong = Some(frame);
+            if state.is_empty() {
+                state.progress = Instant::now();
             }
+            state.pongs.set(frame);
         }
     }
 
-    /// Ends the session: nothing more is accepted. Returns false if it was ending already, unless this
-    /// cuts short what was to be flushed.
+    /// Ends the session: nothing more is accepted. Returns false if it was ending already; a reset then still
+    /// cuts short what was to go out.
     pub(super) fn end(&self, ending: Ending) -> bool {
         let mut state = self.lock();
         match state.ending {
@@ -412,7 +364,7 @@ impl Outbound {
 
     /// Bytes that wait for the client.
     pub(super) fn waiting_bytes(&self) -> usize {
-        self.lock().waiting_bytes
+        self.lock().queue.bytes()
     }
 
     /// For how long the client has taken nothing although something waits.
@@ -439,21 +391,21 @@ impl Outbound {
 
     /// Writes what waits to the WebSocket.
     pub(super) fn flush(&self) -> io::Result<Flushed> {
-        let mut state = self.lock();
-        let Carrier::WebSocket(stream) = &state.carrier else {
-            return Ok(Flushed { end: state.ending.is_some(), ..Flushed::default() });
-        };
-        let stream = Arc::clone(stream);
-        if state.ending == Some(Ending::Reset) {
-            return Ok(Flushed { end: true, ..Flushed::default() });
+        let mut flushed = Flushed::default();
+        for _ in 0..WRITES_PER_TURN {
+            // Locked anew for each write, so that those who send need not wait for all of them.
+            let mut state = self.lock();
+            let more = match state.write(&mut flushed) {
+                // What went out before has to be counted; the next write fails as well.
+                Err(_) if flushed.bytes > 0 => false,
+                more => more?,
+            };
+            state.report(&mut flushed);
+            if !more {
+                break;
+            }
         }
-        let (bytes, volatile_events) = match state.is_empty() {
-            true => (0, 0),
-            false => state.write(&stream, self.protocol)?,
-        };
-        let end = state.ending.is_some() && state.is_empty();
-        let waiting = if state.is_empty() { 0 } else { state.waiting_bytes.max(1) };
-        Ok(Flushed { bytes, volatile_events, waiting, end })
+        Ok(flushed)
     }
 
     /// Gives up the connection. Returns how many volatile events waited: those that count as delivered when
@@ -462,7 +414,8 @@ impl Outbound {
         let mut state = self.lock();
         state.carrier = Carrier::Closed;
         state.ending.get_or_insert(Ending::Reset);
-        let events = state.clear(self.protocol);
+        state.pongs = Pongs::default();
+        let events = state.queue.clear();
         drop(state);
         self.taker.wake();
         events
@@ -485,12 +438,13 @@ impl Outbound {
     /// probe, and so keeps the client from upgrading.
     pub(super) fn poll(&self, before_probe: bool, context: &Context<'_>) -> Poll<Polled> {
         let mut state = self.lock();
-        let (packets, volatile_events) = match state.carrier {
-            Carrier::Polling { .. } => state.take_packets(self.protocol),
+        match state.carrier {
+            Carrier::Polling { .. } | Carrier::Closed => {}
             // The task of the WebSocket is to be woken from now on, and nobody else.
             Carrier::WebSocket(_) => return Poll::Ready(Polled::Upgraded),
-            Carrier::Closed => (Vec::new(), 0),
-        };
+        }
+        let max = if state.ending == Some(Ending::Reset) { 0 } else { PACKETS_PER_POLL_MAX };
+        let (packets, volatile_events) = state.queue.take_packets(max);
         if !packets.is_empty() {
             state.progress = Instant::now();
             return Poll::Ready(Polled::Packets { packets, volatile_events });
@@ -540,27 +494,16 @@ impl Outbound {
     }
 
     /// Moves to a WebSocket: what waits goes there. False if the session polls no more.
-    pub(super) fn upgrade(&self, stream: Arc<TcpStream>) -> bool {
+    pub(super) fn upgrade(&self, stream: Arc<S>) -> bool {
         let mut state = self.lock();
         if !matches!(state.carrier, Carrier::Polling { .. }) {
             return false;
         }
         state.carrier = Carrier::WebSocket(stream);
         state.progress = Instant::now();
-        if let Some(entry) = state.queue.front_mut()
-            && let Some(batch) = &entry.batch
-        {
-            let start = batch.frame_start(self.protocol, entry.next_packet as usize);
-            entry.written = u32::try_from(start).unwrap_or(u32::MAX);
-        }
         drop(state);
         // The poll that waits, if one does; then the task of the WebSocket registers itself.
         self.taker.wake();
         true
     }
-}
-
-/// Whether these are the bytes of a whole pong frame, and not of the rest of one.
-fn is_frame_start(frame: &[u8]) -> bool {
-    matches!(frame, [0x8a, length, rest @ ..] if rest.len() == usize::from(*length))
 }

@@ -665,8 +665,8 @@ impl<H: Handler> Transport<H> {
         };
         let on_websocket = AtomicBool::new(stream.is_some());
         let outbound = match stream {
-            Some(stream) => Outbound::websocket(protocol, stream),
-            None => Outbound::polling(protocol),
+            Some(stream) => Outbound::websocket(protocol, stream, &self.budget),
+            None => Outbound::polling(protocol, &self.budget),
         };
         let session = Arc::new(Session {
             transport: Arc::clone(self),

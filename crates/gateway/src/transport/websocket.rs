@@ -312,7 +312,7 @@ impl Connection {
             }
         }
         if let Some(payload) = ping {
-            session.outbound().send_pong(pong(&payload).into());
+            session.outbound().send_pong(&pong(&payload));
         }
         session.set_inbound_bytes(self.reader.held_bytes() + self.unread.len());
     }
