@@ -76,6 +76,13 @@ pub use node::{BuildError, Node};
 
 use config::Config;
 
+/// Plays a script for what goes out to clients: for `fuzz/`, which sees nothing that is private.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub fn play_outbound(script: &[u8]) {
+    transport::play_outbound(script);
+}
+
 /// Why a node ended other than by being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {

@@ -48,6 +48,8 @@ pub use antiphon_metrics::gateway::Protocol;
 pub use batch::{FrameBatch, FrameBatchBuilder};
 pub use memory::Budget;
 pub use origin::Origins;
+#[cfg(fuzzing)]
+pub(crate) use outbound::play as play_outbound;
 pub use outbound::{Ending, Sent};
 pub use packet::Message;
 pub use session::Session;

@@ -10,8 +10,10 @@
 //! - After [`Outbound::end`] nothing more is accepted; what waits still goes out, unless it is to be cut.
 //! - The lock is held for one write that does not wait, never across an await.
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod kernel;
+#[cfg(any(test, fuzzing))]
+mod model;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +28,9 @@ use futures_util::task::AtomicWaker;
 use tokio::net::TcpStream;
 
 use super::{Protocol, batch::FrameBatch, memory::Budget, packet::OutPacket, queue::Queue};
+
+#[cfg(fuzzing)]
+pub(crate) use model::play;
 
 /// Packets in one answer to a poll: clients in Python give up at more (`max_decode_packets`).
 const PACKETS_PER_POLL_MAX: usize = 16;

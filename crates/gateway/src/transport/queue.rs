@@ -112,6 +112,18 @@ impl Queue {
         self.done == self.boundary
     }
 
+    /// Whether its counts are those of its entries.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn is_consistent(&self) -> bool {
+        let bytes = self.entries.iter().map(|entry| entry.len(self.protocol) + ENTRY_BYTES);
+        let replaceable = self.replaceable.and_then(|index| self.entries.get(index));
+        self.bytes + self.done == bytes.sum::<usize>()
+            && self.done <= self.boundary
+            && self.replaceable.is_some() == replaceable.is_some()
+            && replaceable.is_none_or(|entry| matches!(entry, Entry::Batch(_)))
+            && (self.replaceable != Some(0) || self.done == 0)
+    }
+
     /// Appends a batch of which `written` bytes are out already; some can be only if nothing waits.
     pub(super) fn push(&mut self, batch: &FrameBatch, written: usize) {
         let frames = batch.frames(self.protocol);

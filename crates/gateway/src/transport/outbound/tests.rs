@@ -171,6 +171,17 @@ fn a_pong_goes_before_what_waits_but_into_no_frame() {
 }
 
 #[test]
+fn a_batch_after_a_pong_that_waits_is_not_progress() {
+    let node = Node::new();
+    let outbound = node.websocket(&Kernel::new(0));
+    outbound.send_pong(&frame(Opcode::Pong, b"p"));
+    let progress = outbound.last_progress();
+    outbound.send(&node.event("x"), MAX);
+    assert_eq!(outbound.last_progress(), progress);
+    assert!(outbound.stalled_for(progress).is_some());
+}
+
+#[test]
 fn volatile_events_that_cannot_be_replaced_count_at_once() {
     let node = Node::new();
     let outbound = node.polling();
