@@ -42,6 +42,11 @@ impl Budget {
         self.held() > self.max / 8 * 7
     }
 
+    /// Whether next to nothing is left.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.held() > self.max - self.max / 16
+    }
+
     /// How many bytes must go until a quarter is free.
     pub(super) fn excess(&self) -> usize {
         self.held().saturating_sub(self.max / 4 * 3)

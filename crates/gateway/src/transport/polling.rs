@@ -182,7 +182,7 @@ fn form_data(body: &[u8]) -> Bytes {
 }
 
 /// The part of a body that has come counts until it is whole, or given up.
-struct Unfinished<'a, H: Handler>(&'a Session<H>);
+struct Unfinished<'a, H: Handler>(&'a Arc<Session<H>>);
 
 impl<H: Handler> Drop for Unfinished<'_, H> {
     fn drop(&mut self) {

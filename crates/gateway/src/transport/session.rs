@@ -273,22 +273,32 @@ impl<H: Handler> Session<H> {
     }
 
     /// The transport holds so many bytes of a message that is not whole.
-    pub(super) fn set_inbound_bytes(&self, bytes: usize) {
-        self.charge(0, bytes);
+    pub(super) fn set_inbound_bytes(self: &Arc<Self>, bytes: usize) {
+        self.grow(0, bytes);
     }
 
     /// The application holds so many bytes of what the client has not finished sending.
-    pub fn set_unfinished_bytes(&self, bytes: usize) {
-        self.charge(1, bytes);
+    pub fn set_unfinished_bytes(self: &Arc<Self>, bytes: usize) {
+        self.grow(1, bytes);
     }
 
-    fn charge(&self, whose: usize, bytes: usize) {
+    /// Whoever asks for more when next to nothing is left goes, however little it holds: those that hold most
+    /// may not have let go yet.
+    fn grow(self: &Arc<Self>, whose: usize, bytes: usize) {
+        if self.charge(whose, bytes) && self.transport.budget.is_exhausted() {
+            self.close(CloseReason::Memory, Ending::Reset);
+        }
+    }
+
+    /// Counts what is held. Returns whether it is more than before.
+    fn charge(&self, whose: usize, bytes: usize) -> bool {
         let before = self.inbound_bytes[whose].swap(bytes, Ordering::Relaxed);
         match bytes.checked_sub(before) {
             Some(0) => {}
             Some(more) => self.transport.budget.add(more),
             None => self.transport.budget.sub(before - bytes),
         }
+        bytes > before
     }
 
     /// Calls [`Handler::alarm`] after a while; at most some milliseconds late, never early unless `after`

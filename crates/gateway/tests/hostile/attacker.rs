@@ -178,11 +178,11 @@ impl Bystander {
         times[times.len() * 99 / 100]
     }
 
-    /// Checks that messages take at most twice as long as `before`. Below 20 ms times are those of
-    /// the machine.
+    /// Checks that messages take at most twice as long as `before`. Below 40 ms times are those of
+    /// a machine that does other things, too.
     pub(crate) async fn is_undisturbed(&mut self, messages: usize, before: Duration) {
         let p99 = self.p99(messages).await;
-        let most = (before * 2).max(Duration::from_millis(20));
+        let most = (before * 2).max(Duration::from_millis(40));
         assert!(p99 <= most, "p99 of a bystander: {p99:?}, {before:?} before");
     }
 }

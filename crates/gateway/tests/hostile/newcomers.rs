@@ -55,16 +55,13 @@ async fn sessions_that_connect_to_no_namespace_keep_nobody_out() {
     });
     let (mut answers, mut answered) = (Vec::new(), 0);
     while answered < 3000 {
-        answers.clear();
+        // The beginning of an answer may be cut in two.
+        answers.drain(..answers.len().saturating_sub(4));
         let read = timeout(DEADLINE, read.read_buf(&mut answers)).await.expect("in time");
         if read.is_ok_and(|read| read == 0) {
             break;
         }
-        // No answer is so short that its first line and that of the next could be cut alike.
         answered += answers.windows(5).filter(|part| part == b"HTTP/").count();
-        if answered >= 2990 {
-            break;
-        }
     }
     for _ in 0..10 {
         Bystander::echoing(node.address).await.p99(1).await;
