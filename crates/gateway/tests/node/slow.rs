@@ -99,7 +99,7 @@ async fn a_client_that_takes_nothing_is_closed_at_its_deadline() {
 
 #[tokio::test]
 async fn a_polling_client_that_does_not_poll_is_closed_too() {
-    let node = TestNode::start(&[("session.send_queue_bytes", "10000")]).await;
+    let node = TestNode::start(&[("session.send_queue_bytes", "5000")]).await;
     let sid = open_polling(node.address).await;
     let path = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
     let url = format!("http://{}{path}", node.address);
