@@ -596,11 +596,13 @@ impl Shared {
             return;
         }
         // Nothing that is for the namespace comes before the CONNECT packet, and nothing is missed after it.
-        let sent = session.offer(&connect);
-        entry.namespace.insert(socket.id, Arc::clone(session));
-        if let Some(engine) = engine {
-            entry.namespace.set_engine(socket.id, engine);
-        }
+        let enter = || {
+            entry.namespace.insert(socket.id, Arc::clone(session));
+            if let Some(engine) = engine {
+                entry.namespace.set_engine(socket.id, engine);
+            }
+        };
+        let sent = session.offer_after(enter, &connect);
         entry.open.inc();
         entry.opened.of(()).inc();
         drop(sockets);

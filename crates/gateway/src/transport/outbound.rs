@@ -305,7 +305,19 @@ impl<S: TryWrite> Outbound<S> {
     /// Sends a batch after everything that was sent before. With more than `max_bytes` waiting it is
     /// not accepted, but one batch may always wait.
     pub(super) fn send(&self, batch: &FrameBatch, max_bytes: usize) -> Sent {
+        self.send_after(|| (), batch, max_bytes)
+    }
+
+    /// The same, after `prepare`: nothing is sent in between, and what others send because of `prepare` comes
+    /// after the batch. It is called under the lock, and must send nothing itself.
+    pub(super) fn send_after(
+        &self,
+        prepare: impl FnOnce(),
+        batch: &FrameBatch,
+        max_bytes: usize,
+    ) -> Sent {
         let mut state = self.lock();
+        prepare();
         if state.ending.is_some() {
             return Sent::Gone;
         }

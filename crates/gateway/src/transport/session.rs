@@ -185,6 +185,12 @@ impl<H: Handler> Session<H> {
         self.outbound.send(batch, self.transport.settings.send_queue_bytes)
     }
 
+    /// The first half, after `prepare`: what others send to the session because of that comes after the batch.
+    /// `prepare` must send nothing itself.
+    pub fn offer_after(&self, prepare: impl FnOnce(), batch: &FrameBatch) -> Sent {
+        self.outbound.send_after(prepare, batch, self.transport.settings.send_queue_bytes)
+    }
+
     /// The second half.
     pub fn settle(self: &Arc<Self>, sent: Sent) {
         match sent {
