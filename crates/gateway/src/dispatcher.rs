@@ -28,6 +28,7 @@ use crate::{
     namespaces::{Entry, Session},
     reply::Reply,
     rules::Rule,
+    transport::Held,
 };
 
 /// Events taken up together, and before the dispatcher lets other tasks run, however few recipients they have.
@@ -57,6 +58,8 @@ pub(crate) struct Accepted {
     pub(crate) task: Task,
     /// What it holds of the queue's bound.
     pub(crate) bytes: usize,
+    /// The same, of the node's memory budget.
+    pub(crate) held: Held,
     pub(crate) accepted: Instant,
     /// Of its trace, if it has one.
     pub(crate) span: Span,
@@ -238,6 +241,7 @@ struct Done {
     rule: Arc<Rule>,
     outcome: Outcome,
     bytes: usize,
+    _held: Held,
     // Of what goes to somebody.
     accepted: Option<Instant>,
     span: Span,
@@ -312,7 +316,7 @@ impl Worker {
     }
 
     async fn carry_out(&self, event: Accepted, batch: &mut Batch<FanOut>) -> Done {
-        let Accepted { entry, socket, rule, task, bytes, accepted, span, reply, .. } = event;
+        let Accepted { entry, socket, rule, task, bytes, held, accepted, span, reply, .. } = event;
         let namespace = entry.namespace();
         let (outcome, accepted) = match task {
             Task::Deliver { packet, room } => {
@@ -341,7 +345,7 @@ impl Worker {
                 (Outcome::Ok, None)
             }
         };
-        Done { rule, outcome, bytes, accepted, span, reply }
+        Done { rule, outcome, bytes, _held: held, accepted, span, reply }
     }
 
     fn join(&self, entry: &Entry, socket: SocketId, room: &str) -> Outcome {
@@ -359,7 +363,7 @@ impl Worker {
         }
     }
 
-    fn reply(&self, Done { rule, outcome, bytes, accepted, span, reply }: Done) {
+    fn reply(&self, Done { rule, outcome, bytes, accepted, span, reply, .. }: Done) {
         span.record("outcome", outcome.as_str());
         rule.count(outcome);
         if let Some(accepted) = accepted {

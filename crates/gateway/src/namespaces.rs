@@ -39,7 +39,7 @@ use crate::{
     packet::{self, Kind, Packet},
     payload::{self, Event},
     rules::{Limiters, Rules, Sender},
-    transport::{self, Budget, Ending, FrameBatch, FrameBatchBuilder, Handshake, Message},
+    transport::{self, Budget, Ending, FrameBatch, FrameBatchBuilder, Handshake, Held, Message},
 };
 use attachments::Attachments;
 use deferred::{DeferredPackets, TooManyError};
@@ -108,6 +108,11 @@ impl Entry {
     /// What the adapter has of it.
     pub(crate) fn namespace(&self) -> &Arc<Namespace<FanOut>> {
         &self.namespace
+    }
+
+    /// Counts bytes of an event against the node's memory budget.
+    pub(crate) fn hold(&self, bytes: usize) -> Held {
+        Budget::hold(&self.shared.budget, bytes)
     }
 
     /// Sends a Socket.IO packet without attachments to one client. False if it was not accepted.

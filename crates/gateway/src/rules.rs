@@ -149,6 +149,7 @@ impl Rules {
                 socket: socket.id(),
                 rule: Arc::clone(rule),
                 bytes,
+                held: entry.hold(bytes),
                 accepted: Instant::now(),
                 span: span.clone(),
                 reply: reply.clone(),

@@ -212,8 +212,8 @@ subsystem! {
         undelivered_total: Counters<Undelivered>,
         /// Time from the acceptance of an event that goes to somebody until it is written to all who take it at once.
         fanout_seconds: Seconds<Passing>,
-        /// Bytes held for clients and from them: what waits to be written, and messages and request bodies that are not
-        /// whole. What waits for many clients counts once.
+        /// Bytes held for clients and from them: events that wait for delivery, what waits to be written, and messages
+        /// and request bodies that are not whole. What waits for many clients counts once.
         memory_bytes: IntGauge,
         /// The most bytes that may be held (`limits.memory`).
         memory_bytes_max: IntGauge,

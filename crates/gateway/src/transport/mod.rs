@@ -46,7 +46,7 @@ use tokio_util::task::TaskTracker;
 
 pub use antiphon_metrics::gateway::Protocol;
 pub use batch::{FrameBatch, FrameBatchBuilder};
-pub use memory::Budget;
+pub use memory::{Budget, Held};
 pub use origin::Origins;
 #[cfg(fuzzing)]
 pub(crate) use outbound::play as play_outbound;
