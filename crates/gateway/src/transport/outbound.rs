@@ -479,10 +479,14 @@ impl<S: TryWrite> Outbound<S> {
         }
     }
 
-    /// Ends a poll, answered or not.
-    pub(super) fn end_poll(&self) {
-        if let Carrier::Polling { poll_waits, .. } = &mut self.lock().carrier {
-            *poll_waits = false;
+    /// Ends a poll, answered or not. Returns whether the session still polls.
+    pub(super) fn end_poll(&self) -> bool {
+        match &mut self.lock().carrier {
+            Carrier::Polling { poll_waits, .. } => {
+                *poll_waits = false;
+                true
+            }
+            Carrier::WebSocket(_) | Carrier::Closed => false,
         }
     }
 

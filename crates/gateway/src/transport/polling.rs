@@ -33,9 +33,9 @@ struct OpenPoll<'a, H: Handler> {
 
 impl<H: Handler> Drop for OpenPoll<'_, H> {
     fn drop(&mut self) {
-        self.session.outbound().end_poll();
+        let polls = self.session.outbound().end_poll();
         // The client has gone: what it asked for could not be brought to it.
-        if !self.answered && self.session.transport() == TransportName::Polling {
+        if !self.answered && polls {
             self.session.close(CloseReason::TransportError, Ending::Reset);
         }
     }
