@@ -160,7 +160,9 @@ describe("Engine.IO protocol", { concurrency: true }, () => {
     it("leaves no polling behind", { timeout }, async () => {
       const polling = await open();
       const socket = await socketFor(polling);
-      socket.send("2probe", "5");
+      socket.send("2probe");
+      await socket.expect("3probe");
+      socket.send("5");
       // At once, as in the suite: a client has no answer to its `5` to wait for.
       assertRefused(await polling.get(), 3, "Bad request");
       socket.close();
